@@ -1,0 +1,1 @@
+"""Values that every other package shares. No I/O; imports nothing else of lockgate."""

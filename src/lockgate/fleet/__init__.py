@@ -1,0 +1,1 @@
+"""Replicas of a version on targets: placement, supervision, runtimes."""

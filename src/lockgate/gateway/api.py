@@ -1,0 +1,90 @@
+"""The port of the gateway: routes, pools and weights, all absolute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lockgate.core.traffic import Endpoint, Sample, Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSpec:
+    """An address for callers and the share of each version.
+
+    `name` is `owner/model@target`; `model` is what callers put in the path or the body.
+    `sticky_header`: requests with the same value of this header stay with one version.
+    `baseline` comes first in the split, so that a growing candidate moves nobody back.
+    """
+
+    name: str
+    model: str
+    weights: Weights
+    baseline: str | None = None
+    sticky_header: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolView:
+    """The endpoints of one version on one route as every proxy has acknowledged them.
+
+    `in_flight` counts requests that a proxy has sent to this pool and that are not done.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteView:
+    """A route as every proxy has acknowledged it; `revision` grows with each change."""
+
+    weights: Weights
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayView:
+    """What is in force now. `pools` is keyed by (route, version); `address` is for callers."""
+
+    address: str
+    routes: Mapping[str, RouteView] = field(default_factory=dict)
+    pools: Mapping[tuple[str, str], PoolView] = field(default_factory=dict)
+    proxies: int = 0
+
+
+class Gateway(Protocol):
+    """Sends requests to replicas by weight.
+
+    Each setter returns when every proxy has acknowledged the new state, and is a no-op when that
+    state is already in force. A setter raises TemporaryError when a proxy did not answer in time,
+    PermanentError when one refused (then nothing has changed).
+    """
+
+    def set_pool(self, route: str, version: str, endpoints: Sequence[Endpoint]) -> None:
+        """Makes exactly `endpoints` the pool of `version` on `route`."""
+        ...
+
+    def set_route(self, spec: RouteSpec) -> int:
+        """Makes `spec.weights` the split of the route; returns the revision now in force.
+
+        Raises PermanentError when a version with weight has no pool.
+        """
+        ...
+
+    def remove_pool(self, route: str, version: str) -> None:
+        """Removes the pool of `version`; raises ConflictError while the route gives it weight."""
+        ...
+
+    def view(self) -> GatewayView:
+        """Returns what every proxy has acknowledged."""
+        ...
+
+    def close(self, *, stop: bool) -> None:
+        """Lets go; with `stop`, drains and stops the proxy first."""
+        ...
+
+
+SampleSink = Callable[[Sequence[Sample]], None]
+"""Where a gateway delivers one sample for every finished request."""
