@@ -11,7 +11,7 @@ from lockgate.core.errors import UsageError
 _PART = r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?"
 _MODEL = re.compile(rf"{_PART}/{_PART}")
 _NUMBER = re.compile(r"v([1-9][0-9]{0,8})")
-_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_ALIAS = re.compile(r"(?!v[0-9]+$)[a-z][a-z0-9_-]{0,62}")
 _PLACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -27,7 +27,7 @@ def check_model(name: str) -> str:
 
 def check_alias(name: str) -> str:
     """Returns `name` when it can be an alias; raises UsageError otherwise (`v3` can't)."""
-    if not _ALIAS.fullmatch(name) or _NUMBER.fullmatch(name):
+    if not _ALIAS.fullmatch(name):
         raise UsageError(
             f"{name!r} can't be an alias",
             hint="an alias starts with a letter, has letters, digits, '_' and '-', and is not 'v3'",

@@ -1,0 +1,304 @@
+"""Everything that can happen, as one tagged union; the tag of an event is its class name.
+
+Streams: `model/<owner>/<name>` holds a model's versions and aliases, `release/<id>` one release.
+Who and when stand on the ledger's envelope, not in the event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from lockgate.core.codec import from_json, to_json
+from lockgate.core.verdict import Verdict
+
+Relation = Literal["trained-from", "quantized-from", "merged-from", "evaluated-on", "derived-from"]
+HeldBecause = Literal["approval", "evidence", "person", "capacity"]
+RevertCause = Literal["verdict", "person", "replicas", "deadline"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """One typed edge of the lineage: this version is `relation` the version `digest`."""
+
+    relation: Relation
+    model: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionId:
+    """A version as a release knows it: its number for people, its digest for truth."""
+
+    number: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"v{self.number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionPublished:
+    """A version became true. Sizes are bytes; `bytes_new` were not in the store before."""
+
+    model: str
+    number: int
+    digest: str
+    bytes_total: int
+    bytes_new: int
+    artifacts: int
+    tensors: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    dependencies: tuple[str, ...] = ()
+    source_revision: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    lineage: tuple[Edge, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AliasMoved:
+    """An alias names another version now; `previous` is the number it named before."""
+
+    model: str
+    alias: str
+    number: int
+    digest: str
+    previous: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseOpened:
+    """A release exists. `plan` is the whole plan that it follows; `baseline` None: first one."""
+
+    release: str
+    model: str
+    target: str
+    route: str
+    candidate: VersionId
+    baseline: VersionId | None
+    plan: Mapping[str, object]
+    plan_digest: str
+    intent: Literal["release", "rollback"] = "release"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseAdmitted:
+    """Every gate let the version in."""
+
+    release: str
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseRefused:
+    """A gate refused; nothing was changed. Final."""
+
+    release: str
+    verdicts: tuple[Verdict, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapacityReady:
+    """`replicas` of the candidate are ready and warm."""
+
+    release: str
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted:
+    """The intent to make `weights` the split (digest → weight of 10,000)."""
+
+    release: str
+    step: int
+    weights: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficShifted:
+    """Every proxy acknowledged the split of `step`; the bake begins."""
+
+    release: str
+    step: int
+    weights: Mapping[str, int]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The judge's verdict changed."""
+
+    release: str
+    step: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPassed:
+    """The bake of `step` ended well."""
+
+    release: str
+    step: int
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseHeld:
+    """The release waits where it is; traffic stays as it is."""
+
+    release: str
+    step: int
+    because: HeldBecause
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseResumed:
+    """What it waited for has come, or a person said go on."""
+
+    release: str
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepApproved:
+    """A person allowed the release to enter `step`."""
+
+    release: str
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromotionRequested:
+    """A person asked to skip the rest of the steps."""
+
+    release: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackStarted:
+    """The release goes back: traffic before everything."""
+
+    release: str
+    cause: RevertCause
+    reason: str
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficReverted:
+    """Every proxy acknowledged that the candidate has no traffic."""
+
+    release: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasePromoted:
+    """The candidate is what serves. Final for the release."""
+
+    release: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseReverted:
+    """The candidate is gone; the baseline serves. Final."""
+
+    release: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseFailed:
+    """It could not get as far as traffic; nothing that serves was changed. Final."""
+
+    release: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRetired:
+    """The last replica of a version that no longer serves is drained and gone."""
+
+    release: str
+    version: VersionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionFailed:
+    """An adapter could not do what was decided; the next tick tries again or turns back."""
+
+    release: str
+    action: str
+    reason: str
+    permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownEvent:
+    """An event that a newer lockgate wrote; kept as it is, folded by nobody."""
+
+    kind: str
+    body: Mapping[str, object]
+
+
+RegistryEvent = VersionPublished | AliasMoved
+ReleaseEvent = (
+    ReleaseOpened
+    | ReleaseAdmitted
+    | ReleaseRefused
+    | CapacityReady
+    | StepStarted
+    | TrafficShifted
+    | Judged
+    | StepPassed
+    | ReleaseHeld
+    | ReleaseResumed
+    | StepApproved
+    | PromotionRequested
+    | RollbackStarted
+    | TrafficReverted
+    | ReleasePromoted
+    | ReleaseReverted
+    | ReleaseFailed
+    | VersionRetired
+    | ActionFailed
+)
+Event = RegistryEvent | ReleaseEvent | UnknownEvent
+
+
+def event_classes() -> dict[str, type]:
+    """Returns every event class by its tag, in the order of the union."""
+    known = (*get_args(RegistryEvent), *get_args(ReleaseEvent))
+    return {kind.__name__: kind for kind in known}
+
+
+def kind_of(event: Event) -> str:
+    """Returns the tag of `event`."""
+    return event.kind if isinstance(event, UnknownEvent) else type(event).__name__
+
+
+def body_of(event: Event) -> dict[str, object]:
+    """Returns the event's fields as JSON values."""
+    if isinstance(event, UnknownEvent):
+        return dict(event.body)
+    body: dict[str, object] = to_json(event)
+    return body
+
+
+def parse_event(kind: str, body: Mapping[str, object]) -> Event:
+    """Returns the event of that tag; UnknownEvent for a tag that is not ours.
+
+    Raises IntegrityError when the body does not fit the tag.
+    """
+    known = event_classes().get(kind)
+    if known is None:
+        return UnknownEvent(kind=kind, body=body)
+    event: Event = from_json(known, body)
+    return event

@@ -1,0 +1,1 @@
+"""All facts in order: append-only events, leases, audit."""
