@@ -1,0 +1,1 @@
+"""Models, versions, aliases and lineage over a store and a ledger."""

@@ -1,0 +1,177 @@
+"""The registry: the one writer of `model/…` streams, over a store and a ledger."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from lockgate.core.clock import Clock
+from lockgate.core.digests import Digest, digest_of, short
+from lockgate.core.errors import ConflictError, IntegrityError, UsageError
+from lockgate.core.events import AliasMoved, Edge, VersionPublished
+from lockgate.core.names import check_alias, check_model, parse_version
+from lockgate.ledger.api import Ledger
+from lockgate.registry import catalog
+from lockgate.registry.catalog import Model, Version
+from lockgate.registry.manifest import Manifest, parse
+from lockgate.store.api import Objects
+
+_TRIES = 5
+_MAX_LABELS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Details:
+    """What a publisher says of a version beside its content."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    dependencies: tuple[str, ...] = ()
+    source_revision: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    lineage: tuple[Edge, ...] = ()
+    bytes_new: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A version and whether this publish made it (False: the same content was there)."""
+
+    version: Version
+    created: bool
+
+
+class Registry:
+    """Reads and writes what models there are."""
+
+    def __init__(self, ledger: Ledger, objects: Objects, clock: Clock) -> None:
+        self.objects = objects
+        self._ledger = ledger
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._models: Mapping[str, Model] = {}
+        self._seen = 0
+
+    def models(self) -> Mapping[str, Model]:
+        """Returns every model by name, as the ledger has it now."""
+        with self._lock:
+            while page := self._ledger.read(after=self._seen, limit=1000):
+                for recorded in page:
+                    self._models = catalog.evolve(self._models, recorded)
+                self._seen = page[-1].position
+            return self._models
+
+    def model(self, name: str) -> Model:
+        """Returns one model; raises NotFoundError."""
+        models = self.models()
+        if check_model(name) not in models:
+            raise catalog.no_model(models, name)
+        return models[name]
+
+    def version(self, model: str, version: str) -> Version:
+        """Returns the version that `version` (`v3`, alias, digest) names; raises NotFoundError."""
+        return self.model(model).find(parse_version(version))
+
+    def manifest(self, digest: str) -> Manifest:
+        """Returns the manifest of a version; raises NotFoundError or IntegrityError."""
+        return parse(self.objects.get(Digest(digest)))
+
+    def commit(self, model: str, manifest: bytes, details: Details, *, actor: str) -> Published:
+        """Makes the version of `manifest` true; the moment is the ledger's append.
+
+        The same content again is the same version. Raises IntegrityError when the manifest is not
+        sound or names bytes that are not in the store.
+        """
+        check_model(model)
+        parsed = parse(manifest)
+        with self._lock:
+            absent = self.objects.missing(parsed.objects())
+            if absent:
+                raise IntegrityError(
+                    f"{len(absent)} of the version's objects are not in the store, "
+                    f"{short(min(absent))} among them",
+                    hint="publish again: only what is missing will be sent",
+                )
+            digest = digest_of(manifest)
+            self._check_details(details)
+            self.objects.put([(digest, manifest)])
+            self.objects.flush([digest, *parsed.objects()])
+            return self._append(model, digest, parsed, details, actor)
+
+    def _check_details(self, details: Details) -> None:
+        if len(details.labels) > _MAX_LABELS:
+            raise UsageError(f"a version has at most {_MAX_LABELS} labels")
+        for edge in details.lineage:
+            if self.model(edge.model).by_digest(edge.digest) is None:
+                raise UsageError(f"{edge.model} has no version {edge.digest} to be {edge.relation}")
+
+    def _append(
+        self, model: str, digest: Digest, manifest: Manifest, details: Details, actor: str
+    ) -> Published:
+        for _ in range(_TRIES):
+            known = self.models().get(model, Model(name=model))
+            same = known.by_digest(digest)
+            if same:
+                return Published(version=same, created=False)
+            event = VersionPublished(
+                model=model,
+                number=len(known.versions) + 1,
+                digest=digest,
+                bytes_total=manifest.size,
+                bytes_new=details.bytes_new,
+                artifacts=len(manifest.artifacts),
+                tensors=manifest.tensors,
+                environment=details.environment,
+                dependencies=details.dependencies,
+                source_revision=details.source_revision,
+                labels=details.labels,
+                lineage=details.lineage,
+            )
+            try:
+                self._write(model, event, actor)
+            except ConflictError:
+                continue
+            return Published(version=self.version(model, digest), created=True)
+        raise ConflictError(f"too many others publish to {model} at this moment")
+
+    def _write(self, model: str, event: VersionPublished | AliasMoved, actor: str) -> None:
+        known = self.models().get(model, Model(name=model))
+        self._ledger.append(
+            f"model/{model}", known.events, [event], actor=actor, at=self._clock.now()
+        )
+
+    def move_alias(
+        self, model: str, alias: str, version: str, *, actor: str, reason: str = ""
+    ) -> Version:
+        """Makes `alias` name `version`; nothing happens when it already does."""
+        check_alias(alias)
+        with self._lock:
+            known = self.model(model)
+            found = known.find(parse_version(version))
+            previous = known.aliases.get(alias)
+            if previous != found.number:
+                event = AliasMoved(
+                    model=model,
+                    alias=alias,
+                    number=found.number,
+                    digest=found.digest,
+                    previous=previous,
+                    reason=reason,
+                )
+                self._write(model, event, actor)
+            return found
+
+    def discard(self, digests: Iterable[Digest]) -> int:
+        """Removes those of `digests` that no version names; returns how many.
+
+        For a publish that failed. One that runs beside it and counted on them is told by `commit`.
+        """
+        with self._lock:
+            named: set[str] = set()
+            for model in self.models().values():
+                for version in model.versions:
+                    named.add(version.digest)
+                    named.update(self.manifest(version.digest).objects())
+            loose = [digest for digest in digests if digest not in named]
+            self.objects.discard(loose)
+            return len(loose)

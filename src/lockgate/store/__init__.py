@@ -1,0 +1,1 @@
+"""Bytes ⇄ pieces ⇄ digests: a content-addressed store of model files."""

@@ -1,0 +1,92 @@
+"""The port of the store, `Objects`, and the values that it speaks in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from lockgate.core.digests import Digest
+
+PIECE_BYTES = 16 * 1024 * 1024
+"""The largest piece, in bytes: what one reader or writer holds in memory at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPart:
+    """Which tensor a piece belongs to; `part` counts the pieces of one tensor from 0."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    part: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A run of bytes of an artifact; `tensor` is set when they are weights. Sizes in bytes."""
+
+    digest: str
+    size: int
+    tensor: TensorPart | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """One file of a version: its path in the folder and its pieces, in order."""
+
+    path: str
+    size: int
+    digest: str
+    pieces: tuple[Piece, ...]
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far long work is. Totals are known from the first report on; sizes in bytes."""
+
+    phase: Literal["scan", "store", "restore", "verify"]
+    done_bytes: int
+    total_bytes: int
+    done_files: int
+    total_files: int
+    new_bytes: int = 0
+    current: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+class Objects(Protocol):
+    """Immutable bytes by digest. Every call may be repeated; a put of known bytes costs nothing."""
+
+    def missing(self, sizes: Mapping[Digest, int]) -> set[Digest]:
+        """Returns which of the digests are not here whole, that is with that size in bytes."""
+        ...
+
+    def put(self, objects: Iterable[tuple[Digest, bytes]]) -> None:
+        """Stores the objects; each is here whole, or not at all, at any moment.
+
+        Raises IntegrityError when bytes do not have their digest, UsageError on a full disk.
+        """
+        ...
+
+    def get(self, digest: Digest) -> bytes:
+        """Returns the bytes, checked against their digest.
+
+        Raises NotFoundError when they are not here, IntegrityError when they are damaged.
+        """
+        ...
+
+    def digests(self) -> Iterator[Digest]:
+        """Yields the digest of every object that is here."""
+        ...
+
+    def flush(self, digests: Iterable[Digest]) -> None:
+        """Returns when the objects survive a power failure; must come before what names them."""
+        ...
+
+    def discard(self, digests: Iterable[Digest]) -> None:
+        """Removes the objects; the caller knows that nothing names them."""
+        ...

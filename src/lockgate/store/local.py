@@ -1,0 +1,156 @@
+"""Objects in a folder of the local file system.
+
+    <root>/format              which layout this is
+    <root>/objects/ab/abcd…    one file an object, named by its digest's hexadecimal digits
+    <root>/tmp/                what is being written; whole files move from here by rename
+
+An object is written beside, fsynced, then renamed, so that its name never stands for half of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from lockgate.core.digests import Digest, hex_of
+from lockgate.core.errors import IntegrityError, PermanentError, PortError, UsageError
+from lockgate.store.memory import check, not_here
+
+FORMAT = "lockgate/store@1\n"
+_STALE_S = 3600.0
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class LocalObjects:
+    """`Objects` below the folder `root`, made if it is not there; safe for many processes."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._objects = root / "objects"
+        self._tmp = root / "tmp"
+        try:
+            self._objects.mkdir(parents=True, exist_ok=True)
+            self._tmp.mkdir(exist_ok=True)
+            self._check_format(root / "format")
+            self._sweep()
+        except OSError as error:
+            raise _cannot(f"the store {root} can't be opened", error) from error
+
+    def _check_format(self, path: Path) -> None:
+        if not path.exists():
+            write_durably(path, FORMAT.encode(), self._tmp)
+        found = path.read_text("utf-8", errors="replace")
+        if found != FORMAT:
+            raise IntegrityError(
+                f"the store {self._root} has the format {found.strip()!r}, not {FORMAT.strip()!r}",
+                hint="a newer lockgate wrote it; use that one",
+            )
+
+    def _sweep(self) -> None:
+        """Removes what a killed writer left in tmp/ more than an hour ago."""
+        for path in self._tmp.iterdir():
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _STALE_S:
+                    path.unlink()
+
+    def _path(self, digest: Digest) -> Path:
+        name = hex_of(digest)
+        return self._objects / name[:2] / name
+
+    def missing(self, sizes: Mapping[Digest, int]) -> set[Digest]:
+        """See `Objects.missing`."""
+        return {digest for digest, size in sizes.items() if self._size(digest) != size}
+
+    def _size(self, digest: Digest) -> int:
+        try:
+            return self._path(digest).stat().st_size
+        except FileNotFoundError:
+            return -1
+
+    def put(self, objects: Iterable[tuple[Digest, bytes]]) -> None:
+        """See `Objects.put`."""
+        for digest, data in objects:
+            check(digest, data)
+            if self._size(digest) == len(data):
+                continue
+            path = self._path(digest)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                write_durably(path, data, self._tmp, sync_folder=False)
+            except OSError as error:
+                raise _cannot(f"an object of {len(data)} bytes can't be stored", error) from error
+
+    def get(self, digest: Digest) -> bytes:
+        """See `Objects.get`."""
+        try:
+            data = self._path(digest).read_bytes()
+        except FileNotFoundError:
+            raise not_here(digest) from None
+        except OSError as error:
+            raise _cannot(f"object {digest} can't be read", error) from error
+        return check(digest, data)
+
+    def digests(self) -> Iterator[Digest]:
+        """See `Objects.digests`."""
+        for folder in sorted(self._objects.iterdir()):
+            for path in sorted(folder.iterdir()):
+                yield Digest("blake3:" + path.name)
+
+    def flush(self, digests: Iterable[Digest]) -> None:
+        """See `Objects.flush`: the files were fsynced by put; here it is the folders' turn."""
+        folders = {self._path(digest).parent for digest in digests}
+        try:
+            for folder in (self._objects, *sorted(folders)):
+                sync_folder(folder)
+        except OSError as error:
+            raise _cannot(f"the store {self._root} can't be made durable", error) from error
+
+    def discard(self, digests: Iterable[Digest]) -> None:
+        """See `Objects.discard`."""
+        for digest in digests:
+            self._path(digest).unlink(missing_ok=True)
+
+
+def write_durably(path: Path, data: bytes, tmp: Path, *, sync_folder: bool = True) -> None:
+    """Makes `path` hold `data`, whole or not at all; leaves nothing in `tmp` when it fails.
+
+    Without `sync_folder` the name itself may be lost in a power failure. Raises OSError.
+    """
+    draft = tmp / f"{path.name[:32]}.{uuid.uuid4().hex}"
+    try:
+        with draft.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    if sync_folder:
+        _sync(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable. Raises OSError."""
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot(what: str, error: OSError) -> UsageError | PortError:
+    if error.errno in _FULL:
+        return UsageError(
+            f"{what}: the disk is full", hint="free some space, then run the same command again"
+        )
+    return PermanentError(f"{what}: {error.strerror or error}")
