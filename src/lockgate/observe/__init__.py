@@ -1,0 +1,1 @@
+"""Signals and windows: what the gateway saw, kept for the judge."""
