@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lockgate.core.traffic import Endpoint, Sample, Weights
+from lockgate.core.errors import ConflictError, PermanentError
+from lockgate.core.traffic import Endpoint, Sample, Weights, check_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,3 +89,36 @@ class Gateway(Protocol):
 
 SampleSink = Callable[[Sequence[Sample]], None]
 """Where a gateway delivers one sample for every finished request."""
+
+
+def check_route(
+    spec: RouteSpec, pools: Container[tuple[str, str]], routes: Mapping[str, RouteSpec]
+) -> None:
+    """Raises when `spec` can't be routed; every adapter asks this before it acts.
+
+    UsageError for weights that do not add up; PermanentError for a version with weight and no
+    pool, or when another route already answers to the same model.
+    """
+    check_weights(spec.weights)
+    bare = [v for v, weight in spec.weights.items() if weight and (spec.name, v) not in pools]
+    if bare:
+        raise PermanentError(
+            f"the route {spec.name} gives weight to {', '.join(bare)}, which has no pool",
+            hint="call set_pool for the version first, then give it weight",
+        )
+    other = [old.name for old in routes.values() if old.model == spec.model != ""]
+    if any(name != spec.name for name in other):
+        raise PermanentError(
+            f"the model {spec.model} is already served by the route {other[0]}",
+            hint="one gateway serves a model on one route; use another gateway per target",
+        )
+
+
+def check_removal(route: str, version: str, routes: Mapping[str, RouteSpec]) -> None:
+    """Raises ConflictError while `route` gives `version` weight."""
+    spec = routes.get(route)
+    if spec and spec.weights.get(version, 0) > 0:
+        raise ConflictError(
+            f"the route {route} still gives {version} a weight of {spec.weights[version]}",
+            hint="shift its weight to another version first, then remove the pool",
+        )
