@@ -1,0 +1,1 @@
+"""What serves a version: the light ONNX runtime, transformers, vLLM, or any command."""
