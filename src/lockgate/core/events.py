@@ -15,7 +15,7 @@ from lockgate.core.verdict import Verdict
 
 Relation = Literal["trained-from", "quantized-from", "merged-from", "evaluated-on", "derived-from"]
 HeldBecause = Literal["approval", "evidence", "person", "capacity"]
-RevertCause = Literal["verdict", "person", "replicas", "deadline"]
+RevertCause = Literal["verdict", "person", "replicas", "gateway", "deadline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""The machine: spec, plan, state, decide, converge, act, loop."""

@@ -1,0 +1,227 @@
+"""The loop: take lease → read → fold → observe → decide → append → act, again and again.
+
+A crash between any two lines is healed by the next tick: decide and converge look at what is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, replace
+
+from lockgate.analysis.checks import Judge, Window
+from lockgate.core import events as ev
+from lockgate.core.clock import Clock
+from lockgate.core.errors import ConflictError, LockgateError, PermanentError, TemporaryError
+from lockgate.core.verdict import Verdict
+from lockgate.ledger.api import Lease, Leases, Ledger
+from lockgate.observe.api import Samples
+from lockgate.registry.service import Registry
+from lockgate.release import routes
+from lockgate.release.act import Ports, act, describe
+from lockgate.release.converge import Action, Scene, SetReplicas, converge
+from lockgate.release.decide import GIVE_UP_FAILURES, World, decide
+from lockgate.release.routes import Book, Route, desired
+from lockgate.release.state import Release
+
+ACTOR = "lockgate"
+LEASE = "engine"
+LEASE_S = 15.0
+_ROUNDS = 8
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """Everything the engine reads and writes besides fleet and gateway."""
+
+    ledger: Ledger
+    leases: Leases
+    registry: Registry
+    samples: Samples
+    judge: Judge
+    clock: Clock
+
+
+class Engine:
+    """Drives every route towards what its releases want. One engine acts at a time, by lease."""
+
+    def __init__(self, tools: Tools, ports: Ports, *, holder: str) -> None:
+        self._tools = tools
+        self._ports = ports
+        self._holder = holder
+        self._book = Book()
+        self._lease: Lease | None = None
+        self._lock = threading.RLock()
+        self.trouble: dict[str, str] = {}
+        """Route → why its last action did not work, for people; empty when all is well."""
+
+    def book(self) -> Book:
+        """Returns every release and route as the ledger has them now."""
+        with self._lock:
+            ledger = self._tools.ledger
+            while page := ledger.read(stream="release/", after=self._book.position, limit=1000):
+                for recorded in page:
+                    self._book = routes.read(self._book, recorded)
+            return self._book
+
+    def tick(self) -> bool:
+        """Looks at every route once and does what is due; False when another engine acts."""
+        lease = self._take_lease()
+        if lease is None:
+            return False
+        for name in sorted(self.book().routes):
+            try:
+                self._end_latecomers(lease)
+                self._tick_route(name, lease)
+            except ConflictError as error:  # somebody else wrote first: look again next time
+                _log.info("%s: %s", name, error.message)
+            except LockgateError as error:
+                self.trouble[name] = error.message
+                _log.warning("%s: %s", name, error.message)
+        return True
+
+    def stop(self) -> None:
+        """Gives the lease back, so that another engine can act at once."""
+        if self._lease is not None:
+            self._tools.leases.give_back(self._lease)
+            self._lease = None
+
+    def _take_lease(self) -> Lease | None:
+        now = self._tools.clock.now()
+        if self._lease is None or self._lease.expires - now < LEASE_S / 2:
+            self._lease = self._tools.leases.acquire(LEASE, self._holder, ttl=LEASE_S, now=now)
+        return self._lease
+
+    def _end_latecomers(self, lease: Lease) -> None:
+        """Ends releases that were opened in the same moment as the one that got the route."""
+        book = self.book()
+        for release in book.releases.values():
+            active = book.routes[release.route].active
+            if not release.final and active is not None and active.id != release.id:
+                reason = f"{active.id} was opened on {release.route} at the same moment"
+                self._append(release, (ev.ReleaseFailed(release=release.id, reason=reason),), lease)
+
+    def _tick_route(self, name: str, lease: Lease) -> None:
+        for _ in range(_ROUNDS):
+            route = self.book().routes[name]
+            moved = self._decide(route, lease)
+            route = self.book().routes[name]
+            moved = self._converge(route, lease) or moved
+            if not moved:
+                return
+
+    def _decide(self, route: Route, lease: Lease) -> bool:
+        now = self._tools.clock.now()
+        events: tuple[ev.ReleaseEvent, ...] = ()
+        release = route.active
+        world = self._world(route, now)
+        if release is not None:
+            judged = replace(world, verdict=self._judge(release, now))
+            events = decide(release, judged)
+        elif route.previous is not None and now >= route.keep_until:
+            events = self._retired(route, world)
+            release = self.book().releases[route.line[-1].release] if events else None
+        if not events or release is None:
+            return False
+        if any(isinstance(event, ev.ReleasePromoted) for event in events):
+            self._move_alias(release)
+        self._append(release, events, lease)
+        return True
+
+    def _append(self, release: Release, events: tuple[ev.ReleaseEvent, ...], lease: Lease) -> None:
+        self._tools.ledger.append(
+            f"release/{release.id}", release.events, events,
+            actor=ACTOR, at=self._tools.clock.now(), fence=lease,
+        )  # fmt: skip
+
+    def _retired(self, route: Route, world: World) -> tuple[ev.ReleaseEvent, ...]:
+        previous = route.previous
+        if previous is None or not world.gone(previous.version.digest):
+            return ()
+        return (ev.VersionRetired(release=route.line[-1].release, version=previous.version),)
+
+    def _move_alias(self, release: Release) -> None:
+        plan = release.plan
+        if plan.alias is not None:
+            self._tools.registry.move_alias(
+                plan.model, plan.alias, plan.candidate.digest, actor=ACTOR, reason=release.id
+            )
+
+    def _world(self, route: Route, now: float) -> World:
+        scene = self._scene(route, now)
+        view = self._ports.gateway.view().routes.get(route.name)
+        return World(
+            now=now,
+            replicas=scene.replicas,
+            weights=scene.split,
+            revision=view.revision if view else 0,
+            pools={version: len(pool.endpoints) for version, pool in scene.pools.items()},
+        )
+
+    def _judge(self, release: Release, now: float) -> Verdict | None:
+        plan = release.plan
+        asked = plan.checks or plan.steps[release.step].min_requests > 0
+        if release.phase != "baking" or not asked or release.evidence_from is None:
+            return None
+        window = Window(
+            samples=self._tools.samples.window(plan.route, since=release.evidence_from),
+            candidate=plan.candidate.digest,
+            baseline=plan.baseline.digest if plan.baseline else None,
+            step_from=release.entered_at,
+            now=now,
+        )
+        return self._tools.judge.judge(window, plan.rules(release.step))
+
+    def _scene(self, route: Route, now: float) -> Scene:
+        view = self._ports.gateway.view()
+        known = view.routes.get(route.name)
+        replicas = (r for r in self._ports.fleet.replicas() if r.route == route.name)
+        pools = {
+            version: pool for (name, version), pool in view.pools.items() if name == route.name
+        }
+        return Scene(
+            now=now,
+            replicas=tuple(replicas),
+            split=dict(known.weights) if known else {},
+            pools=pools,
+            drain_until=_drain_until(route),
+        )
+
+    def _converge(self, route: Route, lease: Lease) -> bool:
+        """Acts until one action fails; says whether the world was changed by more than a wish."""
+        now = self._tools.clock.now()
+        moved = False
+        self.trouble.pop(route.name, None)
+        for action in converge(desired(route, now), self._scene(route, now)):
+            try:
+                act(action, self._ports)
+            except (TemporaryError, ConflictError) as error:
+                self.trouble[route.name] = error.message
+                _log.warning("%s: %s", describe(action), error.message)
+                return moved
+            except PermanentError as error:
+                self._note_failure(route, action, error, lease)
+                return moved
+            moved = moved or not isinstance(action, SetReplicas)
+        return moved
+
+    def _note_failure(
+        self, route: Route, action: Action, error: PermanentError, lease: Lease
+    ) -> None:
+        self.trouble[route.name] = error.message
+        release = route.active
+        if release is None or release.failures >= GIVE_UP_FAILURES:
+            return
+        failed = ev.ActionFailed(
+            release=release.id, action=describe(action), reason=error.message, permanent=True
+        )
+        self._append(release, (failed,), lease)
+
+
+def _drain_until(route: Route) -> float:
+    """Returns when a version without traffic may be removed although requests are in flight."""
+    if route.active is not None:
+        return route.active.entered_at + route.active.plan.serving.drain_s
+    drain = route.previous.serving.drain_s if route.previous else 0.0
+    return route.keep_until + drain
