@@ -163,8 +163,12 @@ def cluster(name: str, options: EnvoyOptions, sources: Sources) -> Json:
         },
         "connect_timeout": _s(options.connect_timeout_s),
         "load_balancing_policy": {"policies": [_least_request()]},
-        # Panic off: never send to a replica that is still loading, fail fast instead.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "common_lb_config": {
+            # Panic off: never send to a replica that is still loading, fail fast instead.
+            "healthy_panic_threshold": {"value": 0},
+            # Default 1 s: the workers learn of a change of health that much later than admin says.
+            "update_merge_window": "0s",
+        },
         # Without it a removed replica is kept for as long as it is healthy.
         "ignore_health_on_host_removal": True,
         "health_checks": [_health_check(options)],
