@@ -33,7 +33,7 @@ class VllmRuntime:
 
     @property
     def metrics(self) -> Mapping[str, str]:
-        """Our name for each of vLLM's metrics that we use. Units are the same (seconds, tokens, requests)."""
+        """Our name for each of vLLM's metrics that we use, in the same units."""
         return {
             "vllm:request_success_total": "lockgate_requests_total",
             "vllm:e2e_request_latency_seconds": "lockgate_request_duration_seconds",

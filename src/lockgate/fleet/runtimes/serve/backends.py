@@ -160,7 +160,7 @@ class TorchDecoding:
         self._ends = ends
         self._cache: Any = None
         self._made: list[int] = []
-        self._said = 0
+        self._from = self._until = 0
 
     def step(self) -> tuple[str, bool]:
         """Decodes one token; text comes once its last character is whole."""
@@ -169,10 +169,23 @@ class TorchDecoding:
         if token in self._ends:
             return "", True
         self._made.append(token)
-        text = str(self._tokenizer.decode(self._made, skip_special_tokens=True))
-        whole = len(text) - (len(text) - len(text.rstrip("\ufffd")))
-        fresh, self._said = text[self._said : whole], max(self._said, whole)
-        return fresh, False
+        return self._fresh_text(), False
+
+    def _fresh_text(self) -> str:
+        """Returns the text that the last token completes.
+
+        Only the tokens since the last but one complete text are decoded again, because a token's
+        text may depend on the one before it (a space, half a character).
+        """
+        before = self._text(self._made[self._from : self._until])
+        now = self._text(self._made[self._from :])
+        if len(now) <= len(before) or now.endswith("\ufffd"):
+            return ""
+        self._from, self._until = self._until, len(self._made)
+        return now[len(before) :]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 class TokenChoice:

@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from lockgate.fleet.runtimes.serve import openai
@@ -15,6 +16,7 @@ from lockgate.fleet.runtimes.serve.exchange import Exchange, Gone, Refused, read
 from lockgate.fleet.runtimes.serve.metrics import Metrics
 
 _BODY_LIMIT = 4 * 1024 * 1024
+_CHARACTERS_PER_TOKEN = 256  # no vocabulary has longer tokens; spares reading a hopeless prompt
 _ROUTES = {
     "/v1/models": "GET",
     "/v1/chat/completions": "POST",
@@ -31,6 +33,7 @@ class ChatService:
         self._model = model
         self._version = version
         self._since = int(time.time())
+        self._tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens")
         metrics.watch(lambda: engine.running, lambda: engine.waiting)
 
     def open(self) -> None:
@@ -40,6 +43,7 @@ class ChatService:
     def close(self) -> None:
         """Stops the engine."""
         self._engine.close()
+        self._tokenizing.shutdown()
 
     def route(self, path: str) -> tuple[str, str] | None:
         """Returns the route's name and its method, None when there is none."""
@@ -86,7 +90,8 @@ class ChatService:
         body = read_json(await exchange.body(_BODY_LIMIT))
         self._check_model(body.get("model"))
         ask = openai.parse(body, chat=chat, temperature=self._engine.backend.temperature)
-        ticket = await asyncio.to_thread(self._tokens, ask)
+        loop = asyncio.get_running_loop()
+        ticket = await loop.run_in_executor(self._tokenizing, self._tokens, ask)
         answer = _Answer(Ticket(*ticket), self._metrics, began)
         shape = openai.Shape(chat=chat, head=self._answer_head(chat=chat))
         gone = asyncio.create_task(exchange.until_gone())
@@ -116,6 +121,8 @@ class ChatService:
         """Returns prompt and sampling of `ask`; Refused (400) when both don't fit the context."""
         backend = self._engine.backend
         text = ask.text if ask.messages is None else backend.render(ask.messages)
+        if text and len(text) > backend.context * _CHARACTERS_PER_TOKEN:
+            raise Refused(400, "the prompt is far too long", code="context_length_exceeded")
         tokens = ask.tokens if text is None else backend.encode(text)
         if not tokens:
             raise Refused(400, "the prompt has no tokens", param="prompt", code="invalid_value")
