@@ -15,8 +15,7 @@ import pytest
 from lockgate.core.errors import ConflictError, PermanentError, TemporaryError
 from lockgate.core.traffic import Endpoint
 from lockgate.gateway.api import RouteSpec
-from lockgate.gateway.config import EnvoyOptions
-from lockgate.gateway.envoy import EnvoyGateway
+from lockgate.gateway.envoy import EnvoyGateway, EnvoyOptions
 
 ROUTE, MODEL = "acme/chat@local", "acme/chat"
 pytestmark = pytest.mark.e2e

@@ -6,8 +6,28 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lockgate.core.traffic import Sample
-from lockgate.gateway.config import propensity, split_pool
+from lockgate.core.traffic import WHOLE, Sample
+from lockgate.gateway.envoy.values import USAGE, split_pool
+
+ROW = {
+    "at": "%START_TIME(%s.%6f)%",
+    "route": "%ROUTE_NAME%",
+    # Not UPSTREAM_CLUSTER: that one shows alt_stat_name.
+    "pool": "%UPSTREAM_CLUSTER_RAW%",
+    "weights": "%METADATA(ROUTE:lockgate:weights)%",
+    "status": "%RESPONSE_CODE%",
+    "flags": "%RESPONSE_FLAGS%",
+    "duration_ms": "%DURATION%",
+    "duration_us": "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)%",
+    # Not the time to the first header: servers send SSE headers before the first token.
+    "first_body_us": "%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:us)%",
+    "bytes_in": "%BYTES_RECEIVED%",
+    "bytes_out": "%BYTES_SENT%",
+    "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+    "request_id": "%REQ(X-REQUEST-ID)%",
+    "tokens": f"%DYNAMIC_METADATA({USAGE}:completion_tokens)%",
+}
+"""Access-log row: field → Envoy's format. The same text in both logs, so one reader."""
 
 FAILURES = frozenset(
     {
@@ -72,6 +92,14 @@ def sample(row: Mapping[str, object]) -> Sample | None:
     )
 
 
+def propensity(weights: str, version: str) -> float:
+    """Returns the probability of `version` under the logged weights (JSON); 0 when not known."""
+    try:
+        return float(json.loads(weights).get(version, 0)) / WHOLE
+    except (ValueError, AttributeError):
+        return 0.0
+
+
 def samples(rows: Iterable[Mapping[str, object]]) -> list[Sample]:
     """Returns the samples of `rows`, leaving out requests that reached no version."""
     return [found for row in rows if (found := sample(row)) is not None]
@@ -112,26 +140,46 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._mark = path.with_suffix(".offset")
-        self._offset = self._read_mark()
+        self.offset = self._read_mark()
 
     def rows(self, limit: int = 4 << 20) -> list[dict[str, object]]:
         """Returns the next whole rows, at most `limit` bytes of them; skips broken ones."""
         if not self._path.exists():
             return []
-        if self._path.stat().st_size < self._offset:
-            self._offset = 0  # rotated
+        if self._path.stat().st_size < self.offset:
+            self.offset = 0  # rotated
         with self._path.open("rb") as file:
-            file.seek(self._offset)
+            file.seek(self.offset)
             data = file.read(limit)
         whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
+        self.offset += len(whole)
         return [row for line in whole.splitlines() if (row := _row(line)) is not None]
 
     def commit(self) -> None:
         """Keeps the offset: the rows so far are delivered."""
         temporary = self._mark.with_suffix(".tmp")
-        temporary.write_text(str(self._offset))
+        temporary.write_text(str(self.offset))
         temporary.replace(self._mark)
+
+    def begin_rotation(self) -> Path:
+        """Moves the file aside and returns where it is now; nothing is read from it yet."""
+        moved = self._path.with_suffix(".old")
+        self._path.replace(moved)
+        return moved
+
+    def undo_rotation(self, moved: Path) -> None:
+        """Moves the file back: its writer did not open a new one."""
+        if not self._path.exists():
+            moved.replace(self._path)
+
+    def finish_rotation(self, moved: Path) -> list[dict[str, object]]:
+        """Returns the last rows of the old file, removes it and starts with the new one."""
+        with moved.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read()
+        moved.unlink()
+        self.offset = 0
+        return [row for line in data.splitlines() if (row := _row(line)) is not None]
 
     def _read_mark(self) -> int:
         try:

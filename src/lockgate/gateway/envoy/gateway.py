@@ -12,15 +12,14 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from lockgate.core import canonical
 from lockgate.core.errors import PermanentError, PortError, TemporaryError
 from lockgate.core.traffic import Endpoint, Sample
-from lockgate.gateway.ads import AdsTransport
 from lockgate.gateway.api import (
     GatewayView,
     PoolView,
@@ -30,52 +29,23 @@ from lockgate.gateway.api import (
     check_removal,
     check_route,
 )
-from lockgate.gateway.config import (
+from lockgate.gateway.envoy.ads import AdsTransport
+from lockgate.gateway.envoy.config import bootstrap, resources
+from lockgate.gateway.envoy.files import FilesTransport, write_whole
+from lockgate.gateway.envoy.process import Admin, Proxy, check_socket, own
+from lockgate.gateway.envoy.schema import Schema, find_binary
+from lockgate.gateway.envoy.values import (
     EnvoyOptions,
-    Json,
-    Sources,
     State,
-    bootstrap,
+    Transport,
     pool_key,
     pool_name,
-    resources,
     state_from_json,
     state_to_json,
 )
-from lockgate.gateway.files import FilesTransport, write_whole
-from lockgate.gateway.process import Admin, Proxy, check_socket, own
-from lockgate.gateway.schema import Schema, find_binary
 
 _LOG = logging.getLogger(__name__)
 _FLUSH_S = 0.2
-
-
-class Transport(Protocol):
-    """Brings resources to the proxies and rows back."""
-
-    def sources(self) -> Sources:
-        """Returns what the configuration says about this transport."""
-        ...
-
-    def start(self, resources: Mapping[str, Mapping[str, Json]]) -> None:
-        """Begins to serve `resources`."""
-        ...
-
-    def apply(self, resources: Mapping[str, Mapping[str, Json]]) -> None:
-        """Returns when every proxy runs `resources`; PermanentError, TemporaryError."""
-        ...
-
-    def settled(self) -> bool:
-        """Says whether every proxy runs the newest resources."""
-        ...
-
-    def proxies(self) -> int:
-        """Returns how many proxies are connected."""
-        ...
-
-    def close(self) -> None:
-        """Stops to serve."""
-        ...
 
 
 class EnvoyGateway:
@@ -117,7 +87,13 @@ class EnvoyGateway:
         self._admin = Admin(admin_socket)
         kept = self._load()
         self._desired = self._acked = kept
-        self._host, self._port = host, self._choose_port(host, port)
+        self._place = {"mode": mode, "host": host, "run_dir": str(run_dir.absolute())}
+        try:
+            self._host, self._port = host, self._choose_port(host, port)
+        except BaseException:
+            self._admin.close()
+            self._owner.release()
+            raise
         self._proxy = Proxy(argv=self._argv(binary), state_dir=state_dir)
         self._adopted = self._proxy.alive()
         self._transport: Transport
@@ -168,7 +144,7 @@ class EnvoyGateway:
                 self._waiting.get(key, frozenset()) | (frozenset(wanted) - frozenset(known))
             )
             self._apply(replace(self._desired, pools={**self._desired.pools, key: wanted}))
-            self._await_healthy(key)
+        self._await_healthy(key)
 
     def set_route(self, spec: RouteSpec) -> int:
         """Makes `spec.weights` the split of the route; returns the revision now in force."""
@@ -195,10 +171,13 @@ class EnvoyGateway:
 
     def view(self) -> GatewayView:
         """Returns what every proxy has acknowledged."""
-        with self._lock:
-            if self._acked != self._desired and self._transport.settled():
-                self._acked = self._desired
-            state = self._acked
+        if self._lock.acquire(blocking=False):  # never wait for a setter that waits for a proxy
+            try:
+                if self._acked != self._desired and self._transport.settled():
+                    self._acked = self._desired
+            finally:
+                self._lock.release()
+        state = self._acked
         active = self._in_flight()
         return GatewayView(
             address=self.address,
@@ -232,7 +211,10 @@ class EnvoyGateway:
             sources=sources,
         )
         schema.build("envoy.config.bootstrap.v3.Bootstrap", start)
-        write_whole(self._state_dir / "bootstrap.json", json.dumps(start, indent=1))
+        path, text = self._state_dir / "bootstrap.json", json.dumps(start, indent=1)
+        if self._adopted and path.read_text() != text:
+            _LOG.warning("new start settings take effect when Envoy is started again")
+        write_whole(path, text)
         self._transport.start(resources(self._desired, self._options, sources))
         self._proxy.ensure()
         self._await_started()
@@ -272,7 +254,8 @@ class EnvoyGateway:
         try:
             self._transport.apply(resources(state, self._options, sources))
         except PermanentError:
-            self._desired = self._acked
+            # The number goes on: rows of an update that was never confirmed stay apart.
+            self._desired = self._acked = replace(self._acked, revision=state.revision)
             self._save(self._desired)
             try:
                 self._transport.apply(resources(self._desired, self._options, sources))
@@ -285,13 +268,15 @@ class EnvoyGateway:
         """Waits until the endpoints that are new in the pool passed a health check."""
         deadline = time.monotonic() + self._options.ready_timeout_s
         name = pool_name(*key)
-        while self._waiting.get(key):
+        while waiting := self._waiting.get(key):
             try:
                 usable = self._admin.healthy().get(name, set())
             except TemporaryError:
                 usable = set()
-            missing = {e for e in self._waiting[key] if (e.host, e.port) not in usable}
-            self._waiting[key] = frozenset(missing)
+            missing = {e for e in waiting if (e.host, e.port) not in usable}
+            with self._lock:
+                if self._waiting.get(key) == waiting:
+                    self._waiting[key] = frozenset(missing)
             if missing and time.monotonic() > deadline:
                 names = ", ".join(f"{e.host}:{e.port}" for e in sorted(missing))
                 raise TemporaryError(
@@ -370,20 +355,23 @@ class EnvoyGateway:
             "state": state_to_json(state),
             "previous": state_to_json(previous or state),
             "port": self._port,
+            **self._place,
         }
         write_whole(self._state_dir / "state.json", canonical.dumps(kept))
 
     def _choose_port(self, host: str, port: int) -> int:
+        """Returns the port; raises PermanentError when a running proxy was set up otherwise."""
         path = self._state_dir / "state.json"
-        kept = int(json.loads(path.read_text())["port"]) if path.exists() else 0
-        if port and kept and port != kept:
-            running = Proxy(argv=(), state_dir=self._state_dir).alive()
-            if running:
-                raise PermanentError(
-                    f"the proxy already serves port {kept}, not {port}",
-                    hint="stop it first (close with stop=True), then start it on the new port",
-                )
-        return port or kept or _free_port(host)
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        wanted = {**self._place, "port": port or kept.get("port", 0)}
+        other = [key for key in wanted if key in kept and kept[key] != wanted[key]]
+        if other and Proxy(argv=(), state_dir=self._state_dir).alive():
+            said = ", ".join(f"{key} {kept[key]} (not {wanted[key]})" for key in other)
+            raise PermanentError(
+                f"the running proxy was started with {said}",
+                hint="open the gateway as before, or stop the proxy first (close with stop=True)",
+            )
+        return int(wanted["port"]) or _free_port(host)
 
 
 def _free_port(host: str) -> int:

@@ -18,27 +18,27 @@ from typing import Any
 
 from lockgate.core.errors import PermanentError, TemporaryError
 from lockgate.core.traffic import Sample
-from lockgate.gateway.config import (
+from lockgate.gateway.envoy.process import Admin
+from lockgate.gateway.envoy.samples import ROW, Tail, samples
+from lockgate.gateway.envoy.values import (
     CLUSTER,
     ENDPOINT,
     ROUTE,
-    ROW,
     TABLE,
     EnvoyOptions,
     Json,
+    Resources,
     Sources,
     pool_key,
     short_reason,
     version_of,
 )
-from lockgate.gateway.process import Admin
-from lockgate.gateway.samples import Tail, samples
 
 _LOG = logging.getLogger(__name__)
 _CDS, _RDS = "cluster_manager.cds", f"http.callers.rds.{TABLE}"
 _POLL_S = 0.02
 _TAIL_S = 0.2
-Resources = Mapping[str, Mapping[str, Json]]
+_ROTATE_S = 1.0
 
 
 class FilesTransport:
@@ -52,7 +52,9 @@ class FilesTransport:
         options: EnvoyOptions,
         deliver: Callable[[list[Sample]], None],
         reason: Callable[[], str],
+        rotate_at: int = 64 << 20,
     ) -> None:
+        self._rotate_at = rotate_at
         self._directory = directory
         self._admin = admin
         self._options = options
@@ -215,9 +217,26 @@ class FilesTransport:
                 self._deliver(samples(rows))
                 self._tail.commit()
                 continue
+            if self._tail.offset > self._rotate_at:
+                self._rotate()
             if last:
                 return
             self._stop.wait(_TAIL_S)
+
+    def _rotate(self) -> None:
+        """Starts a new log file; called when every row so far is delivered."""
+        moved = self._tail.begin_rotation()
+        try:
+            self._admin.post("/reopen_logs")
+        except TemporaryError as error:
+            _LOG.warning("the access log could not be rotated: %s", error)
+            self._tail.undo_rotation(moved)
+            return
+        self._stop.wait(_ROTATE_S)  # rows that were on their way reach the old file
+        rest = self._tail.finish_rotation(moved)
+        if rest:
+            self._deliver(samples(rest))
+        self._tail.commit()
 
 
 def _rejected(stats: Mapping[str, Any], prefix: str) -> int:

@@ -26,14 +26,17 @@ from lockgate.core.errors import ConflictError, PermanentError, TemporaryError
 
 _LOG = logging.getLogger(__name__)
 _LAUNCHER = """
-import os, sys
+import os, resource, sys
 fd = int(sys.argv[1])
 os.ftruncate(fd, 0)
 os.pwrite(fd, str(os.getpid()).encode(), 0)
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 os.execv(sys.argv[2], sys.argv[2:])
 """
 _BACK_OFF_MAX = 10.0
 _STEADY_AFTER = 30.0
+_LOG_MAX = 16 << 20
 
 
 class Lock:
@@ -135,6 +138,8 @@ class Proxy:
         os.ftruncate(lock.fd, 0)
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(lock.fd)]
         try:
+            if self._log_path.exists() and self._log_path.stat().st_size > _LOG_MAX:
+                self._log_path.replace(self._log_path.with_suffix(".log.1"))
             with self._log_path.open("ab") as log:
                 self._child = subprocess.Popen(
                     [*launcher, *self._argv],

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,27 +21,26 @@ import grpc
 
 from lockgate.core.errors import PermanentError, TemporaryError
 from lockgate.core.traffic import Sample
-from lockgate.gateway.config import (
+from lockgate.gateway.envoy.samples import ROW, samples
+from lockgate.gateway.envoy.schema import Schema
+from lockgate.gateway.envoy.values import (
     CLUSTER,
     ENDPOINT,
     ORDER,
     ROUTE,
-    ROW,
     TABLE,
     EnvoyOptions,
     Json,
+    Resources,
     Sources,
     short_reason,
     version_of,
 )
-from lockgate.gateway.samples import samples
-from lockgate.gateway.schema import Schema
 
 _LOG = logging.getLogger(__name__)
 _CONTROL = "lockgate-control"
 _DISCOVERY = "envoy.service.discovery.v3."
 _ALS = "envoy.service.accesslog.v3."
-Resources = Mapping[str, Mapping[str, Json]]
 Deliver = Callable[[list[Sample]], None]
 
 
@@ -110,7 +109,8 @@ class AdsTransport:
         self._install(resources, ORDER)
         self._socket.unlink(missing_ok=True)
         self._server = grpc.server(
-            ThreadPoolExecutor(max_workers=16, thread_name_prefix="lockgate-ads"),
+            # Every stream holds a thread: one for ADS, one for rows per worker of the proxy.
+            ThreadPoolExecutor(8 + 4 * self._options.workers, "lockgate-ads"),
             options=[("grpc.max_receive_message_length", 64 << 20)],
         )
         self._server.add_generic_rpc_handlers(

@@ -1,0 +1,122 @@
+"""Which request goes to which version: one table of routes, a pure function of the state."""
+
+from __future__ import annotations
+
+from lockgate.core import canonical
+from lockgate.gateway.api import RouteSpec
+from lockgate.gateway.envoy.values import (
+    EXT,
+    MODEL,
+    ROUTE,
+    TABLE,
+    EnvoyOptions,
+    Json,
+    State,
+    pool_name,
+    seconds,
+)
+
+# Runtimes answer to their operators on the port that callers use; these never pass.
+# Several, because Envoy limits the size of one expression's program to 100.
+_ANY_MODEL = "(/[^/]+/[^/]+)?"
+_ADMIN_PATHS = (
+    _ANY_MODEL + "/v1/(un)?load_lora_adapter/?",
+    _ANY_MODEL + "/v2/(repository|logging|trace)(/.*)?",
+    _ANY_MODEL + "/v2/(cuda|system)sharedmemory(/.*)?",
+    ".*/v2/models/.*/trace/setting/?",
+    ".*/v2/.*sharedmemory/.*",
+)
+
+
+def route_table(state: State, options: EnvoyOptions) -> Json:
+    """Returns the one table of routes; what it does not name is answered with 404."""
+    rows = [
+        _refusal({"safe_regex": {"regex": regex}}, "this path is not open to callers")
+        for regex in _ADMIN_PATHS
+    ]
+    for _, (spec, revision) in sorted(state.routes.items()):
+        rows += _routes_of(spec, revision, options)
+    rows.append(_refusal({"prefix": "/"}, "no model is served here under this path or name"))
+    host = {"name": TABLE, "domains": ["*"], "routes": rows}
+    return {
+        "@type": ROUTE,
+        "name": TABLE,
+        "virtual_hosts": [host],
+        "ignore_path_parameters_in_path_matching": True,
+    }
+
+
+def _routes_of(spec: RouteSpec, revision: int, options: EnvoyOptions) -> list[Json]:
+    shared = {
+        "name": f"{spec.name}#{revision}",
+        "metadata": {
+            "filter_metadata": {"lockgate": {"weights": canonical.dumps(dict(spec.weights))}}
+        },
+    }
+    action = _action(spec, options)
+    header = {"name": "x-lockgate-model", "string_match": {"exact": spec.model}}
+    body = {
+        "filter": MODEL,
+        "path": [{"key": "model"}],
+        "value": {"string_match": {"exact": spec.model}},
+    }
+    rows: list[Json] = [
+        {
+            **shared,
+            "match": {"prefix": f"/{spec.model}{api}"},
+            "route": {**action, "prefix_rewrite": api},
+        }
+        for api in ("/v1/", "/v2/")
+    ]
+    rows.append(_refusal({"prefix": f"/{spec.model}/"}, "only /v1/ and /v2/ are open to callers"))
+    rows += [
+        {**shared, "match": {"prefix": api, "headers": [header]}, "route": action}
+        for api in ("/v1/", "/v2/")
+    ]
+    rows.append(
+        {**shared, "match": {"prefix": "/v1/", "dynamic_metadata": [body]}, "route": action}
+    )
+    return rows
+
+
+def _action(spec: RouteSpec, options: EnvoyOptions) -> Json:
+    # The baseline first: a growing candidate then takes its share from the end, moving nobody back.
+    versions = sorted(spec.weights, key=lambda version: (version != spec.baseline, version))
+    split: Json = {
+        "clusters": [
+            {"name": pool_name(spec.name, version), "weight": spec.weights[version]}
+            for version in versions
+            if spec.weights[version]
+        ]
+    }
+    action: Json = {
+        "weighted_clusters": split,
+        "timeout": "0s",  # the default cuts a stream after 15 s
+        "idle_timeout": seconds(options.stream_idle_s),
+        "retry_policy": {
+            "retry_on": options.retry_on,
+            "num_retries": options.retries,
+            "per_try_idle_timeout": seconds(options.first_byte_timeout_s),
+            "host_selection_retry_max_attempts": "5",
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {
+                        "@type": EXT + "retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                    },
+                }
+            ],
+        },
+    }
+    if spec.sticky_header:
+        split["use_hash_policy"] = True
+        action["hash_policy"] = [{"header": {"header_name": spec.sticky_header}}]
+    return action
+
+
+def _refusal(match: Json, sentence: str) -> Json:
+    return {
+        "name": "refused",
+        "match": match,
+        "direct_response": {"status": 404, "body": {"inline_string": sentence}},
+    }
