@@ -346,3 +346,68 @@ def test_a_taken_port_is_refused_with_the_reason(bench):
                 options=EnvoyOptions(start_timeout_s=1.0),
             )
     bench.open(port=free_port())
+
+
+def test_a_frozen_replica_costs_no_request(bench, load):
+    bench.open(options=EnvoyOptions(first_byte_timeout_s=0.7))
+    endpoints = [bench.replicas.start("a") for _ in range(2)]
+    bench.gateway.set_pool(ROUTE, "a", endpoints)
+    bench.weights(a=10_000)
+    with load(bench, headers={"x-first-ms": "20"}) as running:
+        time.sleep(0.3)
+        os.kill(bench.replicas.processes[endpoints[0]].pid, signal.SIGSTOP)
+        time.sleep(2.0)
+    assert not running.failed
+    assert len(running.served) > 50
+
+
+@pytest.mark.parametrize("mode", ["ads", "files"])
+def test_let_go_and_take_again(bench, mode):
+    two_versions(bench, mode=mode)
+    bench.weights(a=5_000, b=5_000)
+    pid, before = bench.gateway.pid, bench.gateway.view()
+    bench.gateway.close(stop=False)
+    assert bench.ask()[0] == 200
+    with pytest.raises(PermanentError, match="running proxy was started with"):
+        bench.open(mode=mode, port=free_port())
+    bench.open(mode=mode, port=int(before.address.rpartition(":")[2]))
+    assert bench.gateway.pid == pid
+    assert bench.gateway.view() == before
+    bench.rows.clear()
+    sent = {bench.ask(headers={"x-request-id": f"r{n}"}) and f"r{n}" for n in range(20)}
+    deadline = time.monotonic() + 5
+    while not sent <= {row.request_id for row in bench.rows} and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert sent <= {row.request_id for row in bench.rows}
+
+
+def test_a_large_body_is_routed_by_its_model(bench):
+    two_versions(bench)
+    body = {"prompt": "x" * (8 << 20), "model": MODEL}
+    assert bench.ask("/v1/completions", body)[:2] == (200, "a")
+
+
+def test_the_row_file_is_rotated_without_a_loss(bench, load):
+    two_versions(bench, mode="files")
+    bench.gateway._transport._rotate_at = 20_000
+    with load(bench, threads=3) as running:
+        time.sleep(3.0)
+    rows = bench.wait_rows(len(running.served))
+    assert len(rows) == len(running.served)
+    assert len({row.request_id for row in rows}) == len(rows)
+    assert bench.gateway._transport._tail.offset < sum(300 for _ in rows)
+
+
+def test_a_setter_without_a_proxy_is_temporary_and_heals(bench):
+    two_versions(bench, options=EnvoyOptions(ack_timeout_s=0.4))
+    bench.gateway._proxy.release()
+    os.kill(bench.gateway.pid, signal.SIGKILL)
+    time.sleep(0.2)
+    with pytest.raises(TemporaryError):
+        bench.weights(a=0, b=10_000)
+    assert bench.gateway.view().routes[ROUTE].weights == {"a": 10_000, "b": 0}
+    assert bench.gateway.view().proxies == 0
+    bench.gateway.close(stop=False)
+    bench.open()
+    assert bench.gateway.view().routes[ROUTE].weights == {"a": 0, "b": 10_000}
+    assert bench.ask()[1] == "b"
