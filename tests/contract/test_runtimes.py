@@ -395,6 +395,7 @@ HOSTILE_ROWS = {
     "too large": (changed(data=[1e300] * 10), 400),
     "a large whole number": (changed(data=[10**400] * 10), 400),
     "deep": (b'{"inputs": ' + b"[" * 100_000, 400),
+    "output of a list": ({**rows(GOOD), "outputs": [{"name": []}]}, 400),
     "unknown output": ({**rows(GOOD), "outputs": [{"name": "other"}]}, 400),
 }
 
@@ -419,6 +420,9 @@ def test_predictive_answers_in_the_open_inference_protocol(servers):
     assert (status, answer["id"], answer["model_version"]) == (200, "7", "v1")
     assert answer["outputs"][0]["shape"] == [2, 1]
     assert all(0 < score < 1 for score in answer["outputs"][0]["data"])
+    strange = json.dumps({**rows(GOOD), "id": "\ud800", "outputs": []}).encode()
+    assert server.call("POST", "/v2/models/credit/versions/v1/infer", strange)[0] == 200
+    assert server.call("POST", "/v2/models/credit/versions/v9/infer", body)[0] == 404
     assert server.call("POST", "/v2/models/other/infer", body)[0] == 404
     assert server.call("GET", "/v2/models/acme/credit/infer")[0] == 405
 

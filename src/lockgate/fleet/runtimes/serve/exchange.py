@@ -106,7 +106,7 @@ class Exchange:
 
     async def reply(self, status: int, value: object, headers: Headers = ()) -> None:
         """Sends `value` as the whole answer, as JSON."""
-        data = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        data = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
         await self.reply_bytes(status, data, "application/json", headers)
 
     async def reply_bytes(self, status: int, data: bytes, kind: str, headers: Headers = ()) -> None:
@@ -125,7 +125,7 @@ class Exchange:
 
     async def events(self, lines: Sequence[str], *, last: bool = False) -> None:
         """Sends one event for each of `lines`, together."""
-        data = "".join(f"data: {line}\n\n" for line in lines).encode()
+        data = "".join(f"data: {line}\n\n" for line in lines).encode("utf-8", "replace")
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def _start(self, status: int, headers: Headers) -> None:

@@ -105,13 +105,13 @@ class OnnxModel:
         ]
 
     def _wanted(self, body: Mapping[str, object]) -> list[str]:
-        if body.get("outputs") is None:
+        if not body.get("outputs"):
             return list(self.outputs)
-        wanted = [tensor.get("name") for tensor in _objects(body, "outputs")]
+        wanted = [str(tensor.get("name")) for tensor in _objects(body, "outputs")]
         unknown = [name for name in wanted if name not in self.outputs]
         if unknown:
             raise Refused(400, f"the model has no output {unknown[0]!r}")
-        return [str(name) for name in wanted]
+        return list(dict.fromkeys(wanted))
 
     def _read(self, tensor: Mapping[str, object]) -> tuple[str, Any]:
         name = tensor.get("name")
@@ -176,7 +176,7 @@ def _array(name: str, kind: str, dtype: str, flat: list[object]) -> Any:
     elif kind.startswith("FP"):
         allowed = (int, float, type(None))
     for value in flat:
-        if type(value) not in allowed:
+        if type(value) not in allowed or (kind == "BYTES" and not _is_text(value)):
             raise Refused(400, f"{name}: {value!r:.40} is not a value of {kind}")
     try:
         if kind.startswith("FP"):
@@ -188,6 +188,11 @@ def _array(name: str, kind: str, dtype: str, flat: list[object]) -> Any:
         return np.array(flat, dtype=dtype)
     except OverflowError as error:
         raise Refused(400, f"{name}: a value is too large for {kind}") from error
+
+
+def _is_text(value: object) -> bool:
+    """Says whether UTF-8 can hold `value`: half a surrogate pair can't."""
+    return not any("\ud800" <= char <= "\udfff" for char in str(value))
 
 
 def _write(name: str, kind: str, array: Any) -> dict[str, object]:
