@@ -57,6 +57,15 @@ class Bench:
         )
         return self.gateway
 
+    def two_versions(self, **options):
+        """Opens the gateway with a replica of `a`, which has all weight, and one of `b`."""
+        self.open(**options)
+        a, b = self.replicas.start("a"), self.replicas.start("b")
+        self.gateway.set_pool(ROUTE, "a", [a])
+        self.gateway.set_pool(ROUTE, "b", [b])
+        self.weights(a=10_000, b=0)
+        return a, b
+
     def weights(self, **weights):
         spec = RouteSpec(name=ROUTE, model=MODEL, weights=weights, baseline="a")
         return self.gateway.set_route(spec)

@@ -21,15 +21,6 @@ ROUTE, MODEL = "acme/chat@local", "acme/chat"
 pytestmark = pytest.mark.e2e
 
 
-def two_versions(bench, **options):
-    bench.open(**options)
-    a, b = bench.replicas.start("a"), bench.replicas.start("b")
-    bench.gateway.set_pool(ROUTE, "a", [a])
-    bench.gateway.set_pool(ROUTE, "b", [b])
-    bench.weights(a=10_000, b=0)
-    return a, b
-
-
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -37,7 +28,7 @@ def free_port():
 
 
 def test_callers_reach_a_model_by_path_body_or_header(bench):
-    two_versions(bench)
+    bench.two_versions()
     assert bench.ask()[:2] == (200, "a")
     assert '"path": "/v1/chat/completions"' in bench.ask()[2]
     assert bench.ask("/v1/completions", {"model": MODEL})[:2] == (200, "a")
@@ -47,7 +38,7 @@ def test_callers_reach_a_model_by_path_body_or_header(bench):
 
 
 def test_admin_paths_of_runtimes_are_closed(bench):
-    two_versions(bench)
+    bench.two_versions()
     for path in (
         "/acme/chat/metrics",
         "/acme/chat/v1/../metrics",
@@ -71,7 +62,7 @@ def test_admin_paths_of_runtimes_are_closed(bench):
 
 
 def test_the_split_is_binomial(bench, load):
-    two_versions(bench)
+    bench.two_versions()
     bench.weights(a=9_000, b=1_000)
     with load(bench) as running:
         while len(running.served) < 2_000:
@@ -82,7 +73,7 @@ def test_the_split_is_binomial(bench, load):
 
 
 def test_sticky_callers_stay_and_only_move_forward(bench):
-    two_versions(bench)
+    bench.two_versions()
 
     def of_users(share):
         bench.gateway.set_route(
@@ -111,7 +102,7 @@ def test_sticky_callers_stay_and_only_move_forward(bench):
 
 @pytest.mark.parametrize("mode", ["ads", "files"])
 def test_flips_under_load_lose_nothing(bench, load, mode):
-    two_versions(bench, mode=mode)
+    bench.two_versions(mode=mode)
     took = []
     with load(bench) as running:
         for number in range(20):
@@ -125,7 +116,7 @@ def test_flips_under_load_lose_nothing(bench, load, mode):
 
 
 def test_streams_survive_flip_endpoint_change_and_removal(bench):
-    a, _ = two_versions(bench)
+    a, _ = bench.two_versions()
     answers = []
     headers = {"x-tokens": "30", "x-gap-ms": "50"}
 
@@ -166,7 +157,7 @@ def test_a_killed_replica_costs_no_request(bench, load):
 
 
 def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(bench):
-    a, _ = two_versions(bench, options=EnvoyOptions(ready_timeout_s=0.6))
+    a, _ = bench.two_versions(options=EnvoyOptions(ready_timeout_s=0.6))
     late = Endpoint(host="127.0.0.1", port=free_port())
     with pytest.raises(TemporaryError, match="health check"):
         bench.gateway.set_pool(ROUTE, "a", [a, late])
@@ -183,7 +174,7 @@ def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(bench):
 
 
 def test_a_pool_with_no_healthy_replica_fails_fast(bench):
-    a, _ = two_versions(bench)
+    a, _ = bench.two_versions()
     bench.replicas.kill(a)
     deadline = time.monotonic() + 8
     while time.monotonic() < deadline:
@@ -198,7 +189,7 @@ def test_a_pool_with_no_healthy_replica_fails_fast(bench):
 
 @pytest.mark.parametrize("mode", ["ads", "files"])
 def test_a_killed_envoy_comes_back_with_the_same_configuration(bench, mode):
-    two_versions(bench, mode=mode)
+    bench.two_versions(mode=mode)
     bench.weights(a=0, b=10_000)
     old, before = bench.gateway.pid, bench.gateway.view()
     os.kill(old, signal.SIGKILL)
@@ -263,62 +254,8 @@ def test_a_killed_control_plane_is_not_noticed(bench, load, mode):
     assert gateway.restarts == 0
 
 
-@pytest.mark.parametrize("mode", ["ads", "files"])
-def test_every_request_gives_one_exact_sample(bench, load, mode):
-    two_versions(bench, mode=mode)
-    revision = bench.weights(a=7_500, b=2_500)
-    with load(bench, threads=4) as running:
-        while len(running.served) < 300:
-            time.sleep(0.02)
-    rows = bench.wait_rows(len(running.served))
-    assert len(rows) == len(running.served)
-    assert {row.version: row.propensity for row in rows} == {"a": 0.75, "b": 0.25}
-    assert {(row.route, row.revision, row.status) for row in rows} == {(ROUTE, revision, 200)}
-    assert sorted(row.version for row in rows) == sorted(running.served)
-    assert len({row.request_id for row in rows}) == len(rows)
-    assert abs(rows[0].at - time.time()) < 60
-    assert {row.tokens for row in rows} == {5}
-
-
-@pytest.mark.parametrize("mode", ["ads", "files"])
-def test_first_body_byte_is_the_first_token_and_tokens_are_counted(bench, mode):
-    two_versions(bench, mode=mode)
-    headers = {"x-first-ms": "150", "x-gap-ms": "5", "x-tokens": "12"}
-    bench.ask(body={"stream": True}, headers=headers)
-    bench.ask(body={}, headers={"x-status": "500"})
-    stream, broken = bench.wait_rows(2)
-    assert 0.150 <= stream.first_body_s < 0.190
-    assert stream.duration_s >= 0.150 + 12 * 0.005
-    assert (stream.tokens, stream.failed) == (12, False)
-    assert (broken.status, broken.failed) == (500, True)
-
-
-def test_a_caller_that_goes_away_is_no_failure_of_the_version(bench):
-    two_versions(bench)
-    for headers in ({"x-first-ms": "3000"}, {"x-tokens": "100", "x-gap-ms": "50"}):
-        connection = bench.client()
-        connection.request("POST", "/acme/chat/v1/completions", '{"stream": true}', headers)
-        time.sleep(0.2)
-        connection.close()
-    rows = bench.wait_rows(2)
-    assert [(row.status, row.flags, row.failed) for row in rows] == [(499, "", False)] * 2
-
-
-def test_a_replica_that_dies_in_a_stream_is_a_failure(bench):
-    a, _ = two_versions(bench)
-    connection = bench.client()
-    headers = {"x-tokens": "100", "x-gap-ms": "50"}
-    connection.request("POST", "/acme/chat/v1/completions", '{"stream": true}', headers)
-    time.sleep(0.2)
-    bench.replicas.kill(a)
-    (row,) = bench.wait_rows(1)
-    assert row.version == "a"
-    assert row.failed
-    connection.close()
-
-
 def test_stop_lets_streams_end(bench):
-    two_versions(bench)
+    bench.two_versions()
     answers = []
     headers = {"x-tokens": "20", "x-gap-ms": "50"}
     thread = threading.Thread(
@@ -363,7 +300,7 @@ def test_a_frozen_replica_costs_no_request(bench, load):
 
 @pytest.mark.parametrize("mode", ["ads", "files"])
 def test_let_go_and_take_again(bench, mode):
-    two_versions(bench, mode=mode)
+    bench.two_versions(mode=mode)
     bench.weights(a=5_000, b=5_000)
     pid, before = bench.gateway.pid, bench.gateway.view()
     bench.gateway.close(stop=False)
@@ -382,24 +319,13 @@ def test_let_go_and_take_again(bench, mode):
 
 
 def test_a_large_body_is_routed_by_its_model(bench):
-    two_versions(bench)
+    bench.two_versions()
     body = {"prompt": "x" * (8 << 20), "model": MODEL}
     assert bench.ask("/v1/completions", body)[:2] == (200, "a")
 
 
-def test_the_row_file_is_rotated_without_a_loss(bench, load):
-    two_versions(bench, mode="files")
-    bench.gateway._transport._rotate_at = 20_000
-    with load(bench, threads=3) as running:
-        time.sleep(3.0)
-    rows = bench.wait_rows(len(running.served))
-    assert len(rows) == len(running.served)
-    assert len({row.request_id for row in rows}) == len(rows)
-    assert bench.gateway._transport._tail.offset < sum(300 for _ in rows)
-
-
 def test_a_setter_without_a_proxy_is_temporary_and_heals(bench):
-    two_versions(bench, options=EnvoyOptions(ack_timeout_s=0.4))
+    bench.two_versions(options=EnvoyOptions(ack_timeout_s=0.4))
     bench.gateway._proxy.release()
     os.kill(bench.gateway.pid, signal.SIGKILL)
     time.sleep(0.2)

@@ -96,22 +96,7 @@ class EnvoyGateway:
             raise
         self._proxy = Proxy(argv=self._argv(binary), state_dir=state_dir)
         self._adopted = self._proxy.alive()
-        self._transport: Transport
-        if mode == "ads":
-            self._transport = AdsTransport(
-                socket=control_socket,
-                schema=schema,
-                options=self._options,
-                deliver=self._deliver,
-            )
-        else:
-            self._transport = FilesTransport(
-                directory=state_dir / "xds",
-                admin=self._admin,
-                options=self._options,
-                deliver=self._deliver,
-                reason=self._proxy.log_tail,
-            )
+        self._transport = self._make_transport(mode, control_socket, schema)
         try:
             self._begin(schema, admin_socket)
         except BaseException:
@@ -200,6 +185,19 @@ class EnvoyGateway:
                 self._drain()
                 self._proxy.stop()
             self._release()
+
+    def _make_transport(self, mode: str, socket_path: Path, schema: Schema) -> Transport:
+        if mode == "ads":
+            return AdsTransport(
+                socket=socket_path, schema=schema, options=self._options, deliver=self._deliver
+            )
+        return FilesTransport(
+            directory=self._state_dir / "xds",
+            admin=self._admin,
+            options=self._options,
+            deliver=self._deliver,
+            reason=self._proxy.log_tail,
+        )
 
     def _begin(self, schema: Schema, admin_socket: Path) -> None:
         sources = self._transport.sources()
