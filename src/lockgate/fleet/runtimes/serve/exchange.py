@@ -61,6 +61,11 @@ def read_json(body: bytes) -> dict[str, object]:
     return value
 
 
+def encode_json(value: object) -> bytes:
+    """Returns `value` as JSON; half a surrogate pair becomes `?`, NaN a ValueError."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
@@ -106,8 +111,7 @@ class Exchange:
 
     async def reply(self, status: int, value: object, headers: Headers = ()) -> None:
         """Sends `value` as the whole answer, as JSON."""
-        data = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-        await self.reply_bytes(status, data, "application/json", headers)
+        await self.reply_bytes(status, encode_json(value), "application/json", headers)
 
     async def reply_bytes(self, status: int, data: bytes, kind: str, headers: Headers = ()) -> None:
         """Sends `data` as the whole answer."""

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from lockgate.core.errors import UsageError
-from lockgate.fleet.runtimes.serve.exchange import Exchange, Refused, busy, fault, read_json
+from lockgate.fleet.runtimes.serve.exchange import (
+    Exchange,
+    Refused,
+    busy,
+    encode_json,
+    fault,
+    read_json,
+)
 from lockgate.fleet.runtimes.serve.metrics import Metrics
 
 _BODY_LIMIT = 32 * 1024 * 1024
@@ -266,9 +273,9 @@ class InferService:
 
     async def _about_model(self, route: str, exchange: Exchange, began: float) -> None:
         if route.endswith("/infer"):
-            answer = await self._infer(read_json(await exchange.body(_BODY_LIMIT)))
+            answer = await self._infer(await exchange.body(_BODY_LIMIT))
             self._metrics.first_token.observe(time.monotonic() - began)
-            await exchange.reply(200, answer)
+            await exchange.reply_bytes(200, answer, "application/json")
         elif route.endswith("/ready"):
             await exchange.reply(200, {"name": self._name, "ready": True})
         else:
@@ -291,16 +298,20 @@ class InferService:
             "outputs": self._onnx.describe(self._onnx.outputs),
         }
 
-    async def _infer(self, body: Mapping[str, object]) -> dict[str, object]:
+    async def _infer(self, data: bytes) -> bytes:
         if self._inside >= self._room:
             raise busy(f"{self._room} requests are inside already; try again shortly")
         self._inside += 1
         try:
             loop = asyncio.get_running_loop()
-            outputs = await loop.run_in_executor(self._pool, self._onnx.infer, body)
+            return await loop.run_in_executor(self._pool, self._work, data)
         finally:
             self._inside -= 1
+
+    def _work(self, data: bytes) -> bytes:
+        """Returns the answer to a body; all of it in a thread, because both may be large."""
+        body = read_json(data)
         head: dict[str, object] = {"model_name": self._name, "model_version": self._version}
         if isinstance(body.get("id"), str):
             head["id"] = body["id"]
-        return {**head, "outputs": outputs}
+        return encode_json({**head, "outputs": self._onnx.infer(body)})
