@@ -1,5 +1,6 @@
 """A real Envoy under real requests: nothing fails, nothing is cut, nothing is forgotten."""
 
+import json
 import math
 import os
 import signal
@@ -337,3 +338,33 @@ def test_a_setter_without_a_proxy_is_temporary_and_heals(bench):
     bench.open()
     assert bench.gateway.view().routes[ROUTE].weights == {"a": 0, "b": 10_000}
     assert bench.ask()[1] == "b"
+
+
+@pytest.mark.parametrize("mode", ["ads", "files"])
+def test_killed_in_the_middle_of_a_push_that_envoy_refuses(bench, mode):
+    bench.two_versions(mode=mode)
+    before = bench.gateway.view()
+    bench.gateway.close(stop=False)
+    path = bench.home / "s" / "state.json"
+    kept = json.loads(path.read_text())
+    kept["previous"] = json.loads(path.read_text())["state"]
+    kept["state"]["pools"][0]["endpoints"] = [["not-an-address", 1]]
+    path.write_text(json.dumps(kept))
+    bench.open(mode=mode)
+    assert bench.gateway.view() == before
+    assert bench.ask()[:2] == (200, "a")
+
+
+def test_view_does_not_wait_for_a_pool_that_is_not_ready(bench):
+    a, _ = bench.two_versions()
+    late = Endpoint(host="127.0.0.1", port=free_port())
+    setter = threading.Thread(target=lambda: bench.gateway.set_pool(ROUTE, "a", [a, late]))
+    setter.start()
+    time.sleep(0.3)
+    start = time.monotonic()
+    assert bench.gateway.view().pools[ROUTE, "a"].endpoints == tuple(sorted((a, late)))
+    bench.weights(a=0, b=10_000)  # a rollback does not wait either
+    assert time.monotonic() - start < 1.0
+    bench.replicas.start("late", late.port)
+    setter.join(10)
+    assert not setter.is_alive()

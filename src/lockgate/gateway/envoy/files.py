@@ -62,6 +62,8 @@ class FilesTransport:
         self._reason = reason
         self._tail = Tail(directory / "access.jsonl")
         self._written: dict[str, str] = {}
+        self._unproven: dict[str, str] = {}
+        self._before: dict[str, int] = {}
         self._stop = threading.Event()
         self._reader: threading.Thread | None = None
 
@@ -86,8 +88,11 @@ class FilesTransport:
     def start(self, resources: Resources) -> None:
         """Writes all files, which Envoy reads when it starts, and begins to read the log."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for _ in self._write(resources, (ENDPOINT, CLUSTER, ROUTE)):
-            pass
+        try:
+            self._before = self._rejections(deadline=0.0)  # of a proxy that runs already
+        except TemporaryError:
+            self._before = {}
+        self._unproven = dict(self._write(resources, (ENDPOINT, CLUSTER, ROUTE)))
         self._reader = threading.Thread(target=self._follow, daemon=True, name="lockgate-rows")
         self._reader.start()
 
@@ -104,7 +109,11 @@ class FilesTransport:
                 del self._written[prefix]
         for kinds in ((ENDPOINT, CLUSTER), (ROUTE,)):
             before = self._rejections(deadline)
-            self._wait(dict(self._write(resources, kinds)), before, deadline)
+            changed = {**self._unproven, **dict(self._write(resources, kinds))}
+            if self._unproven:
+                before = {prefix: self._before.get(prefix, 0) for prefix in changed}
+            self._unproven = {}
+            self._wait(changed, before, deadline)
         for path in self._directory.glob("pool-*.json"):
             if path.stem not in kept:
                 path.unlink(missing_ok=True)
