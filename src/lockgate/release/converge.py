@@ -54,7 +54,7 @@ Action = SetReplicas | SetPool | SetWeights | RemovePool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One route as fleet and gateway show it: replicas, split and pools by version.
+    """One route as fleet and gateway show it: replicas, split (its revision) and pools by version.
 
     `drain_until`: seconds since the epoch after which a version without traffic is removed even
     with requests in flight (its process then drains on its own).
@@ -63,6 +63,7 @@ class Scene:
     now: float
     replicas: tuple[Replica, ...] = ()
     split: Mapping[str, int] = field(default_factory=dict)
+    revision: int = 0
     pools: Mapping[str, PoolView] = field(default_factory=dict)
     drain_until: float = 0.0
 

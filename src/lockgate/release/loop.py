@@ -150,12 +150,11 @@ class Engine:
 
     def _world(self, route: Route, now: float) -> World:
         scene = self._scene(route, now)
-        view = self._ports.gateway.view().routes.get(route.name)
         return World(
             now=now,
             replicas=scene.replicas,
             weights=scene.split,
-            revision=view.revision if view else 0,
+            revision=scene.revision,
             pools={version: len(pool.endpoints) for version, pool in scene.pools.items()},
         )
 
@@ -184,6 +183,7 @@ class Engine:
             now=now,
             replicas=tuple(replicas),
             split=dict(known.weights) if known else {},
+            revision=known.revision if known else 0,
             pools=pools,
             drain_until=_drain_until(route),
         )

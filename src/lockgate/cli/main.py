@@ -1,0 +1,172 @@
+"""The command `lockgate`: finds the verb, runs it, turns errors into sentences and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lockgate._version import __version__
+from lockgate.core.errors import LockgateError
+
+if TYPE_CHECKING:
+    from lockgate.cli.output import Output
+    from lockgate.client import Client
+
+_VERBS = {
+    "publish": "versions", "models": "versions", "show": "versions", "diff": "versions",
+    "lineage": "versions", "verify": "versions", "restore": "versions", "alias": "versions",
+    "plan": "releases", "release": "releases", "releases": "releases", "watch": "verbs",
+    "explain": "verbs", "approve": "verbs", "hold": "verbs", "resume": "verbs", "promote": "verbs",
+    "rollback": "verbs",
+    "status": "system", "fleet": "system", "audit": "system", "doctor": "system",
+    "serve": "serve", "demo": "serve",
+}  # fmt: skip
+_SECTIONS = {
+    "Versions": ("publish", "models", "show", "diff", "lineage", "verify", "restore", "alias"),
+    "Releases": ("plan", "release", "releases", "watch", "explain", "approve", "hold", "resume",
+                 "promote", "rollback"),
+    "What runs, what happened": ("status", "fleet", "audit"),
+    "Running it": ("serve", "doctor", "demo"),
+}  # fmt: skip
+_SUMMARIES = {
+    "publish": "Publish a folder as the next version of a model.",
+    "models": "List models, or the versions of one.",
+    "show": "Show a version: what it is made of, and where it came from.",
+    "diff": "Show what changed between two versions.",
+    "lineage": "Show what a version came from, and what came from it.",
+    "verify": "Read every byte of a version and check it.",
+    "restore": "Write a version to a folder, bit for bit.",
+    "alias": "Make an alias name a version.",
+    "plan": "Show what a release would do and cost; change nothing.",
+    "release": "Release a version, by a spec or by name.",
+    "releases": "List releases.",
+    "watch": "Follow a release until it is done or held.",
+    "explain": "Show the reasoning behind a release, with its numbers.",
+    "approve": "Allow a release to enter the step it waits for.",
+    "hold": "Keep a release where it is.",
+    "resume": "End a hold.",
+    "promote": "Skip what is left of a release's steps.",
+    "rollback": "Go back to the version that served before.",
+    "status": "Show what serves, and what is under way.",
+    "fleet": "List replicas.",
+    "audit": "Read the ledger, or check that nobody touched it.",
+    "serve": "Run the control plane and the gateway on this machine.",
+    "doctor": "Check this machine and this folder.",
+    "demo": "Show the whole circle with real small models.",
+}
+INTERRUPTED = 130
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """What every verb gets: how to print, and where the server is."""
+
+    output: Output
+    home: Path
+    server: str | None
+    actor: str
+
+    def client(self) -> Client:
+        """Returns a client of the server; raises NotFoundError when there is none."""
+        from lockgate.client.client import connect
+
+        return connect(self.home, self.server, self.actor)
+
+
+class Verbs(click.Group):
+    """Loads a verb's module when it is used, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns every verb."""
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Returns the verb's command, importing its module."""
+        module = _VERBS.get(cmd_name)
+        if module is None:
+            return None
+        found = importlib.import_module(f"lockgate.cli.{module}")
+        command: click.Command = found.COMMANDS[cmd_name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the verbs by section, without importing any."""
+        for title, verbs in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(verb, _SUMMARIES[verb]) for verb in verbs])
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lockgate")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one value, or one a line.")
+@click.option("--quiet", is_flag=True, help="Print names only.")
+@click.option("--no-color", is_flag=True, help="Print without colours (also: NO_COLOR).")
+@click.option("--home", type=click.Path(path_type=Path), help="State folder [.lockgate].")
+@click.option("--server", help="Address of a server (also: LOCKGATE_SERVER).")
+@click.option("--actor", help="Who you are, for the record [your user name].")
+@click.pass_context
+def cli(
+    ctx: click.Context,
+    *,
+    as_json: bool,
+    quiet: bool,
+    no_color: bool,
+    home: Path | None,
+    server: str | None,
+    actor: str | None,
+) -> None:
+    """Take a model from finished weights to safe production traffic, and back."""
+    from lockgate.cli.output import Output
+    from lockgate.client.home import default_home
+
+    color = not (no_color or os.environ.get("NO_COLOR"))
+    ctx.obj = Context(
+        output=Output("json" if as_json else "quiet" if quiet else "human", color=color),
+        home=home or default_home(),
+        server=server,
+        actor=actor or os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid-{os.getuid()}",
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        result = cli.main(_spread(given), standalone_mode=False)
+    except LockgateError as error:
+        _output(given).error(error)
+        return error.exit_code
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _spread(arguments: list[str]) -> list[str]:
+    """Lets the global flags stand behind the verb as well: `lockgate show a/b --json`."""
+    flags = [a for a in arguments if a in ("--json", "--quiet", "--no-color")]
+    return flags + [a for a in arguments if a not in flags]
+
+
+def _output(arguments: list[str]) -> Output:
+    from lockgate.cli.output import Output
+
+    return Output("json" if "--json" in arguments else "human")
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

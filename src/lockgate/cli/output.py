@@ -1,0 +1,135 @@
+"""The one place that prints. stdout is data, stderr everything else.
+
+Modes: human (tables, colours on a terminal), json (one value, or one a line while watching), quiet
+(names only).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, Literal
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from lockgate.core.errors import LockgateError
+from lockgate.store.api import Progress as Far
+from lockgate.store.api import Report
+
+Mode = Literal["human", "json", "quiet"]
+
+
+class Output:
+    """What a command has to say, in the mode that was asked for."""
+
+    def __init__(self, mode: Mode = "human", *, color: bool = True) -> None:
+        self.mode = mode
+        style: dict[str, Any] = {} if color else {"no_color": True, "highlight": False}
+        self._out = Console(highlight=False, soft_wrap=True, **_once(style))
+        self._err = Console(stderr=True, highlight=False, soft_wrap=True, **_once(style))
+
+    @property
+    def live(self) -> bool:
+        """True when a person watches a terminal."""
+        return self.mode == "human" and self._err.is_terminal
+
+    def value(self, value: object, *, quiet: object = None) -> None:
+        """Gives a value: JSON in json mode, `quiet` (a name) in quiet mode, nothing for people."""
+        if self.mode == "json":
+            _write(sys.stdout, json.dumps(value, ensure_ascii=False, default=str))
+        elif self.mode == "quiet" and quiet is not None:
+            _write(sys.stdout, str(quiet))
+
+    def say(self, text: str, *, style: str | None = None) -> None:
+        """Says a line to people, on stdout."""
+        if self.mode == "human":
+            self._out.print(Text(clean(text)), style=style)
+
+    def show(self, what: RenderableType) -> None:
+        """Shows something rich to people, on stdout."""
+        if self.mode == "human":
+            self._out.print(what)
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Shows a table to people."""
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for header in headers:
+            right = header.endswith(">")
+            table.add_column(header.rstrip(">"), justify="right" if right else "left")
+        for row in rows:
+            table.add_row(*(escape(clean(str(cell))) for cell in row))
+        self.show(table)
+
+    def note(self, text: str) -> None:
+        """Says a line beside the data, on stderr."""
+        if self.mode == "human":
+            self._err.print(Text(clean(text)), style="dim")
+
+    def hint(self, text: str) -> None:
+        """Says what to do next."""
+        self.note(f"next: {text}")
+
+    def error(self, error: LockgateError) -> None:
+        """Says what went wrong and what to do about it, on stderr in every mode."""
+        if self.mode == "json":
+            body = {"error": {"code": error.code, "message": error.message, "hint": error.hint,
+                              "exit_code": error.exit_code, "docs": error.docs}}  # fmt: skip
+            _write(sys.stderr, json.dumps(body, ensure_ascii=False))
+            return
+        head = Text("error: ", style="bold red")
+        self._err.print(head + Text(clean(error.message), style="default"))
+        if error.hint:
+            self._err.print(Text(f"  try: {clean(error.hint)}", style="dim"))
+
+    @contextmanager
+    def progress(self) -> Iterator[Report]:
+        """Shows bytes with totals while a long work reports; silent when nobody watches."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TextColumn("{task.fields[files]}"),
+        )
+        with Progress(*columns, console=self._err, disable=not self.live, transient=True) as bar:
+            task = bar.add_task("", total=None, files="")
+
+            def report(far: Far) -> None:
+                bar.update(
+                    task,
+                    description=far.phase,
+                    total=far.total_bytes,
+                    completed=far.done_bytes,
+                    files=f"{far.done_files}/{far.total_files} files",
+                )
+
+            yield report
+
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[RenderableType], None]]:
+        """Redraws one picture in place on a terminal; elsewhere the caller prints lines."""
+        with Live(console=self._err, auto_refresh=False, transient=True) as live:
+            yield lambda picture: live.update(picture, refresh=True)
+
+
+def _once(style: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in style.items() if name != "highlight"}
+
+
+def clean(text: str) -> str:
+    """Returns `text` without control characters: no name from outside drives a terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def _write(stream: IO[str], line: str) -> None:
+    stream.write(line + "\n")
+    stream.flush()

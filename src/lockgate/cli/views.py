@@ -1,0 +1,169 @@
+"""Pictures in text: a release as a tree with the split bar, verdicts, timelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from rich.tree import Tree
+
+from lockgate.cli.output import clean
+from lockgate.core.digests import short
+from lockgate.core.units import duration
+
+Json = dict[str, Any]
+_BAR = 40
+_MARKS = {"pass": ("✔", "green"), "fail": ("✘", "red"), "hold": ("●", "yellow")}
+_PHASES = {
+    "promoted": "green", "reverted": "red", "failed": "red", "refused": "red",
+    "reverting": "yellow",
+}  # fmt: skip
+
+
+def release_tree(view: Json) -> RenderableType:
+    """Returns a release as people look at it: steps, split, checks, replicas, what is next."""
+    tree = Tree(split_line(view), guide_style="dim")
+    verdict = view["verdict"]
+    for check in verdict["checks"] if verdict else ():
+        tree.add(check_line(check))
+    for side in view["replicas"]:
+        text = f"replicas   {side['version']} {side['ready']}/{side['total']} ready"
+        if side["restarts"]:
+            text += f", {side['restarts']} restarts"
+        tree.add(Text(clean(text)))
+    return Group(head_line(view), steps_line(view), tree, next_line(view))
+
+
+def head_line(view: Json) -> Text:
+    """Returns `acme/chat  v1 → v2   rel-2   local   baking 10%  12 s of 10 m`."""
+    line = Text()
+    line.append(view["model"], style="bold")
+    before = f"v{view['baseline']['number']} → " if view["baseline"] else ""
+    line.append(f"  {before}v{view['candidate']['number']}   {view['id']}   {view['target']}   ")
+    held = view["held"]
+    phase = f"held ({held['because']})" if held else view["phase"]
+    line.append(phase, style="yellow" if held else _PHASES.get(view["phase"], "cyan"))
+    if view["phase"] in ("shifting", "baking"):
+        line.append(f" {view['percent']}")
+    if view["bake_left_s"]:
+        line.append(f"  {duration(view['bake_left_s'])} to go")
+    line.append(f"   {duration(view['elapsed_s'])}", style="dim")
+    return line
+
+
+def steps_line(view: Json) -> Text:
+    """Returns the steps with what is done, what is now and what is later."""
+    line = Text("  ")
+    for step in view["steps"]:
+        mark, style = {"done": ("✔", "green"), "now": ("●", "cyan"), "later": ("", "dim")}[
+            step["state"]
+        ]
+        gate = " (approval)" if step["approval"] else ""
+        line.append(f"{step['percent']}{gate} {mark}".rstrip() + "   ", style=style)
+    return line
+
+
+def split_line(view: Json) -> Text:
+    """Returns the bar of the split in force, with its numbers."""
+    weight = view["split"].get(view["candidate"]["digest"], 0)
+    whole = sum(view["split"].values())
+    if not whole:
+        return Text("no traffic yet", style="dim")
+    cells = round(_BAR * weight / whole)
+    cells = max(cells, 1) if weight else 0
+    baseline = f"v{view['baseline']['number']} " if view["baseline"] else ""
+    line = Text(baseline)
+    line.append("█" * (_BAR - cells), style="blue")
+    line.append("░" * cells, style="magenta")
+    line.append(f" v{view['candidate']['number']}   ")
+    line.append(f"{100 * (whole - weight) / whole:g} / {100 * weight / whole:g}", style="bold")
+    return line
+
+
+def check_line(check: Json) -> Text:
+    """Returns one check: value, baseline, limit, n, evidence, outcome."""
+    mark, style = _MARKS[check["outcome"]]
+    line = Text(f"{mark} ", style=style)
+    line.append(f"{check['signal']:<18}")
+    before = (
+        f"{figure(check['baseline'], check['unit'])} → " if check["baseline"] is not None else ""
+    )
+    line.append(f"{before}{figure(check['value'], check['unit'])}  ")
+    if check["limit"] is not None:
+        line.append(f"limit {figure(check['limit'], check['unit'])}  ", style="dim")
+    line.append(f"n={check['n']:,}/{check['n_baseline']:,}  ", style="dim")
+    if check["e_value"] is not None:
+        line.append(f"e={check['e_value']:.3g} of {check['threshold']:g}  ", style="dim")
+    line.append(check["outcome"], style=style)
+    return line
+
+
+def figure(value: float | None, unit: str) -> str:
+    """Returns a value with its unit, in the size that people read."""
+    if value is None:
+        return "–"
+    if unit == "":
+        return f"{100 * value:.3g}%"
+    if unit.startswith("s") and abs(value) < 1:
+        return f"{1000 * value:.3g} m{unit}"
+    return f"{value:.3g} {unit}"
+
+
+def next_line(view: Json) -> Text:
+    """Returns what will happen or what a person can do."""
+    name, held = view["id"], view["held"]
+    if view["trouble"] and not view["final"]:
+        return Text(clean(f"trouble: {view['trouble']}"), style="red")
+    if held and held["because"] == "approval":
+        return Text(f"waits: lockgate approve {name} --reason …", style="yellow")
+    if held:
+        return Text(clean(f"held: {held['reason']}"), style="yellow")
+    if view["rollback"]:
+        return Text(clean(f"rolled back: {view['rollback']['reason']}"), style="red")
+    if view["phase"] == "failed":
+        return Text(clean(f"failed: {view['note']}"), style="red")
+    if view["final"]:
+        return Text(f"{view['phase']} after {duration(view['elapsed_s'])}", style="dim")
+    verdict = view["verdict"]
+    said = f"{verdict['outcome']}: {verdict['reason']} · " if verdict else ""
+    return Text(
+        clean(f"{said}lockgate hold {name} · lockgate rollback {view['model']}"), style="dim"
+    )
+
+
+def timeline(view: Json) -> list[str]:
+    """Returns the events of a release as lines."""
+    return [f"{event['at']}  {event['actor']:<10} {event['text']}" for event in view["timeline"]]
+
+
+def plan_lines(plan: Json) -> list[str]:
+    """Returns a plan as sentences."""
+    before = f"v{plan['baseline']['number']} → " if plan["baseline"] else "first: "
+    lines = [
+        f"{plan['model']}  {before}v{plan['candidate']['number']} "
+        f"({short(plan['candidate']['digest'])})  to {plan['target']}  by {plan['strategy']}",
+        f"  replicas   {plan['serving']['replicas']}, started and warmed before any traffic",
+        f"  to move    {plan['bytes_to_move']:,} bytes",
+    ]
+    for number, step in enumerate(plan["steps"], 1):
+        gate = ", after an approval" if step["approval"] else ""
+        bake = f"bake {duration(step['bake_s'])}" if step["bake_s"] else "no bake"
+        lines.append(
+            f"  step {number}     {step['weight'] / 100:g}%, {bake}, "
+            f"≥ {step['min_requests']:,} requests{gate}"
+        )
+    lines.extend(f"  check      {_rule(check)}" for check in plan["checks"])
+    if not plan["checks"] and plan["baseline"]:
+        lines.append("  check      none: every step passes when its time is over")
+    last = f"previous version kept ready for {duration(plan['keep_previous_s'])} after promotion"
+    lines.append(f"  at most    {plan['alpha']:g} chance to fail a version that is not worse")
+    lines.append(f"  earliest   {duration(plan['earliest_s'])}; {last}")
+    return lines
+
+
+def _rule(check: Json) -> str:
+    if check["worse_by_at_most"] is not None:
+        floor = f", never below {check['floor']:g}" if check["floor"] is not None else ""
+        return f"{check['signal']} worse by at most {100 * check['worse_by_at_most']:g}%{floor}"
+    return f"{check['signal']} limit {check['at_most']:g}"

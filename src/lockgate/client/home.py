@@ -1,0 +1,60 @@
+"""Where the server of this folder is, and the token that opens it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lockgate.core.errors import NotFoundError
+
+HOME_NAME = ".lockgate"
+SERVER_FILE = "server.json"
+START_HINT = "start one in this folder: lockgate serve"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A server's address and the token for it."""
+
+    url: str
+    token: str
+
+
+def default_home() -> Path:
+    """Returns `$LOCKGATE_HOME`, or the nearest `.lockgate` upwards, or the one of this folder."""
+    named = os.environ.get("LOCKGATE_HOME")
+    if named:
+        return Path(named)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / HOME_NAME).is_dir():
+            return folder / HOME_NAME
+    return here / HOME_NAME
+
+
+def find_server(home: Path, url: str | None = None) -> Server:
+    """Returns the server of `home`, or the one at `url` with `$LOCKGATE_TOKEN` or home's token.
+
+    Raises NotFoundError when there is none.
+    """
+    token = os.environ.get("LOCKGATE_TOKEN") or _read(home / "token")
+    url = url or os.environ.get("LOCKGATE_SERVER")
+    if url is None:
+        text = _read(home / SERVER_FILE)
+        if text is None:
+            raise NotFoundError(f"no server was started from {home}", hint=START_HINT)
+        url = str(json.loads(text)["url"])
+    if token is None:
+        raise NotFoundError(
+            f"there is no token for {url}", hint="set LOCKGATE_TOKEN to the server's token"
+        )
+    return Server(url=url, token=token)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError:
+        return None

@@ -1,0 +1,80 @@
+"""The HTTP application: errors as sentences, one door, routers by noun."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import Depends, FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from lockgate._version import __version__
+from lockgate.core.errors import LockgateError, SpecError
+from lockgate.server import registry_api, release_api, system_api
+from lockgate.server.access import principal
+from lockgate.server.wiring import Control
+
+_THREADS = 64
+
+
+def create_app(control: Control) -> FastAPI:
+    """Returns the API over `control`; every path below /api/v1 needs the token."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        yield
+
+    def caller(
+        authorization: Annotated[str | None, Header()] = None,
+        lockgate_actor: Annotated[str | None, Header()] = None,
+    ) -> str:
+        return principal(control.token, authorization, lockgate_actor)
+
+    app = FastAPI(
+        title="lockgate", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.add_exception_handler(LockgateError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    for module in (registry_api, release_api, system_api):
+        router = module.router(control, caller)
+        app.include_router(router, prefix="/api/v1", dependencies=[Depends(caller)])
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        """Says that the server answers; needs no token."""
+        return {"status": "ok", "version": __version__}
+
+    return app
+
+
+def error_body(error: LockgateError) -> dict[str, object]:
+    """Returns the wire form of an error: code, message, hint, docs, and a spec's problems."""
+    body: dict[str, object] = {
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "docs": error.docs,
+    }
+    if isinstance(error, SpecError):
+        body["problems"] = [
+            {"path": p.path, "message": p.message, "line": p.line} for p in error.problems
+        ]
+    return {"error": body}
+
+
+async def _on_error(_: Request, error: Exception) -> JSONResponse:
+    found = error if isinstance(error, LockgateError) else LockgateError(str(error))
+    return JSONResponse(error_body(found), status_code=found.http_status)
+
+
+async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
+    details = error.errors() if isinstance(error, RequestValidationError) else []
+    said = "; ".join(
+        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in details[:5]
+    )
+    body = {"error": {"code": "usage", "message": f"the request is not valid: {said}"}}
+    return JSONResponse(body, status_code=422)

@@ -1,0 +1,167 @@
+"""One view model for every reader: CLI, watcher, console and scripts get the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lockgate.core.clock import iso
+from lockgate.core.codec import to_json
+from lockgate.core.events import kind_of
+from lockgate.fleet.api import Replica
+from lockgate.gateway.api import GatewayView
+from lockgate.ledger.api import Recorded
+from lockgate.ledger.audit import say
+from lockgate.registry.catalog import Model, Version
+from lockgate.release.plan import Plan
+from lockgate.release.routes import Route
+from lockgate.release.state import Release
+
+Json = dict[str, Any]
+
+
+def version_view(version: Version, model: Model) -> Json:
+    """Returns a version with its aliases."""
+    body: Json = to_json(version.published)
+    aliases = sorted(name for name, number in model.aliases.items() if number == version.number)
+    return {**body, "at": iso(version.at), "publisher": version.publisher, "aliases": aliases}
+
+
+def model_view(model: Model) -> Json:
+    """Returns a model with all its versions, newest first."""
+    versions = [version_view(version, model) for version in reversed(model.versions)]
+    return {"name": model.name, "aliases": dict(model.aliases), "versions": versions}
+
+
+def plan_view(plan: Plan) -> Json:
+    """Returns a plan with its digest and what follows from it."""
+    return {
+        **to_json(plan),
+        "digest": plan.digest,
+        "changes": plan.changes,
+        "earliest_s": plan.earliest_s,
+        "requests_needed": sum(step.min_requests for step in plan.steps),
+    }
+
+
+def replica_view(replica: Replica) -> Json:
+    """Returns a replica."""
+    return {**to_json(replica), "since": iso(replica.since)}
+
+
+def event_view(recorded: Recorded) -> Json:
+    """Returns an event of the ledger with its sentence."""
+    return {
+        "position": recorded.position,
+        "stream": recorded.stream,
+        "version": recorded.version,
+        "at": iso(recorded.at),
+        "actor": recorded.actor,
+        "kind": kind_of(recorded.event),
+        "text": say(recorded.event),
+        "body": to_json(recorded.event),
+    }
+
+
+def release_summary(release: Release) -> Json:
+    """Returns the line that stands for a release in a list."""
+    plan = release.plan
+    return {
+        "id": release.id,
+        "model": plan.model,
+        "target": plan.target,
+        "route": plan.route,
+        "intent": plan.intent,
+        "candidate": to_json(plan.candidate),
+        "baseline": to_json(plan.baseline),
+        "phase": release.phase,
+        "final": release.final,
+        "step": release.step,
+        "percent": plan.steps[release.step].percent,
+        "steps": len(plan.steps),
+        "held": to_json(release.held),
+        "opened_at": iso(release.opened_at),
+        "opened_by": release.opened_by,
+        "ended_at": iso(release.ended_at) if release.ended_at else None,
+        "note": release.note,
+    }
+
+
+def release_view(
+    release: Release,
+    *,
+    now: float,
+    gateway: GatewayView,
+    replicas: Sequence[Replica],
+    timeline: Sequence[Recorded],
+    trouble: str | None,
+) -> Json:
+    """Returns everything that a person may want to know of a release now."""
+    plan = release.plan
+    route = gateway.routes.get(plan.route)
+    sides = [v for v in (plan.baseline, plan.candidate) if v is not None]
+    return {
+        **release_summary(release),
+        "plan": plan_view(plan),
+        "now": iso(now),
+        "elapsed_s": (release.ended_at or now) - release.opened_at,
+        "bake_left_s": _bake_left(release, now),
+        "split": dict(route.weights) if route else {},
+        "steps": [_step(release, index) for index in range(len(plan.steps))],
+        "verdict": to_json(release.verdict),
+        "rollback": to_json(release.rollback),
+        "reason": release.reason,
+        "trouble": trouble,
+        "address": gateway.address,
+        "replicas": [
+            {"version": str(side), "digest": side.digest, **_replicas(side.digest, plan, replicas)}
+            for side in sides
+        ],
+        "timeline": [event_view(recorded) for recorded in timeline],
+    }
+
+
+def _bake_left(release: Release, now: float) -> float | None:
+    if release.phase != "baking":
+        return None
+    return max(0.0, release.entered_at + release.plan.steps[release.step].bake_s - now)
+
+
+def _step(release: Release, index: int) -> Json:
+    step = release.plan.steps[index]
+    state = "later"
+    if release.phase == "promoted" or index < release.step:
+        state = "done"
+    elif index == release.step and release.phase in ("shifting", "baking"):
+        state = "now"
+    return {**to_json(step), "percent": step.percent, "state": state}
+
+
+def _replicas(version: str, plan: Plan, replicas: Sequence[Replica]) -> Json:
+    mine = [r for r in replicas if r.version == version and r.route == plan.route]
+    return {
+        "ready": sum(r.state == "ready" for r in mine),
+        "total": len(mine),
+        "restarts": sum(r.restarts for r in mine),
+        "messages": sorted({r.message for r in mine if r.message}),
+    }
+
+
+def route_view(route: Route, gateway: GatewayView, trouble: Mapping[str, str]) -> Json:
+    """Returns a route: what serves, what is under way, what could come back at once."""
+    known = gateway.routes.get(route.name)
+    serving, previous = route.serving, route.previous
+    return {
+        "name": route.name,
+        "model": route.model,
+        "target": route.name.rpartition("@")[2],
+        "url": f"{gateway.address}/{route.model}" if known else None,
+        "serving": to_json(serving.version) if serving else None,
+        "since": iso(serving.since) if serving else None,
+        "previous": to_json(previous.version) if previous else None,
+        "keep_until": iso(route.keep_until) if previous else None,
+        "release": release_summary(route.active) if route.active else None,
+        "split": dict(known.weights) if known else {},
+        "revision": known.revision if known else 0,
+        "trouble": trouble.get(route.name),
+    }

@@ -1,0 +1,126 @@
+"""The only place that names concrete adapters: home folder → a control plane, running."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from pathlib import Path
+
+from lockgate.analysis.judge import SequentialJudge
+from lockgate.core.clock import Clock, SystemClock
+from lockgate.core.errors import ConflictError, PermanentError
+from lockgate.fleet.local import LocalFleet
+from lockgate.gateway.envoy import EnvoyGateway, EnvoyOptions
+from lockgate.host.detached import Lock
+from lockgate.ledger.sqlite import SqliteLedger
+from lockgate.observe.sqlite import SqliteSamples
+from lockgate.registry.service import Registry
+from lockgate.release.act import Ports
+from lockgate.release.commands import Commands
+from lockgate.release.loop import Engine, Tools
+from lockgate.server.access import ensure_token
+from lockgate.server.config import Settings, run_folder
+from lockgate.server.versions import Versions
+from lockgate.store.local import LocalObjects
+
+_PRUNE_EVERY_S = 3600.0
+_log = logging.getLogger(__name__)
+
+
+class Control:
+    """A running control plane over one home folder: store, ledger, fleet, gateway and the loop.
+
+    Raises ConflictError when another server runs over `home`, and what the adapters raise.
+    """
+
+    def __init__(self, home: Path, settings: Settings, *, clock: Clock | None = None) -> None:
+        self.home = home
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.started_at = self.clock.now()
+        self._owner = _own(home)
+        self.token = ensure_token(home)
+        self.ledger = SqliteLedger(home / "ledger.db")
+        self.samples = SqliteSamples(home / "samples.db")
+        self.registry = Registry(self.ledger, LocalObjects(home / "store"), self.clock)
+        self._versions = Versions(home / "versions", self.registry)
+        self.fleet = LocalFleet(
+            home / "fleet", files=self._versions.folder, dropped=self._versions.drop
+        )
+        self.gateway = self._gateway()
+        tools = Tools(
+            ledger=self.ledger,
+            leases=self.ledger,
+            registry=self.registry,
+            samples=self.samples,
+            judge=SequentialJudge(),
+            clock=self.clock,
+        )
+        self.engine = Engine(
+            tools,
+            Ports(fleet=self.fleet, gateway=self.gateway),
+            holder=f"{os.getpid()}-{uuid.uuid4().hex[:8]}",
+        )
+        self.commands = Commands(self.ledger, self.registry, self.engine.book, self.clock)
+        self._stop = threading.Event()
+        self._loop = threading.Thread(target=self._run, name="loop", daemon=True)
+
+    def _gateway(self) -> EnvoyGateway:
+        options = EnvoyOptions(
+            stream_idle_s=self.settings.stream_idle_s,
+            first_byte_timeout_s=self.settings.first_byte_timeout_s,
+        )
+        return EnvoyGateway(
+            state_dir=self.home / "gateway",
+            run_dir=run_folder(self.home),
+            sink=self.samples.record,
+            host=self.settings.gateway_host,
+            port=self.settings.gateway_port,
+            mode=self.settings.xds,
+            options=options,
+        )
+
+    def start(self) -> None:
+        """Starts the loop."""
+        self._loop.start()
+
+    def _run(self) -> None:
+        pruned = 0.0
+        while not self._stop.wait(self.settings.tick_s):
+            try:
+                self.engine.tick()
+                if time.monotonic() - pruned > _PRUNE_EVERY_S:
+                    pruned = time.monotonic()
+                    self.samples.prune(self.clock.now() - self.settings.keep_samples_s)
+            except Exception:  # noqa: BLE001 - the loop is the last that may stop
+                _log.exception("a look of the engine failed; the next one tries again")
+
+    def stop(self) -> None:
+        """Stops in the safe order: the loop, the proxy (drained), the replicas, the files."""
+        self._stop.set()
+        if self._loop.ident is not None:
+            self._loop.join()
+        self.engine.stop()
+        self.gateway.close(stop=self.settings.stop_replicas)
+        self.fleet.close(stop=self.settings.stop_replicas)
+        self.samples.close()
+        self.ledger.close()
+        self._owner.release()
+
+
+def _own(home: Path) -> Lock:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = Lock(home / "server.lock")
+        taken = lock.take()
+    except OSError as error:
+        raise PermanentError(f"the home folder {home} can't be used: {error.strerror}") from error
+    if not taken:
+        raise ConflictError(
+            f"another lockgate serves from {home}",
+            hint="use that one, or start this one with --home FOLDER",
+        )
+    return lock
