@@ -72,27 +72,25 @@ def _call(connection: http.client.HTTPConnection, method: str, path: str, body: 
 
 
 def _loads(port: int, seconds: float, *, chat: bool) -> dict[str, object]:
-    length = 100
     body: dict[str, object] = {
         "inputs": [{"name": "features", "shape": [1, 10], "datatype": "FP32", "data": _ROW}]
     }
     path = "/v2/models/acme/m/infer"
     if chat:
-        path = "/v1/completions"
-        body = {"model": "acme/m", "prompt": "Tell me", "max_tokens": length}
-        # A high temperature keeps it talking: an end token hardly ever comes.
-        body |= {"temperature": 2, "stream": True, "seed": 1}
+        path = "/v1/chat/completions"
+        question = {"role": "user", "content": "What is 27 + 52?"}
+        body = {"model": "acme/m", "messages": [question], "max_tokens": 64, "temperature": 0}
+        body["stream"] = True
     found: dict[str, object] = {}
     for clients in (1, 8):
+        before = _metrics(port)
         times = _load(port, path, body, clients, seconds)
-        about = {
+        about: dict[str, object] = {
             "requests_per_s": round(len(times) / seconds, 1),
             "p50_ms": round(1000 * sorted(times)[len(times) // 2], 2),
             "p95_ms": round(1000 * sorted(times)[int(len(times) * 0.95)], 2),
         }
-        found[f"{clients}_clients"] = about
-    if chat:
-        found |= _tokens(port)
+        found[f"{clients}_clients"] = about | (_tokens(port, before, seconds) if chat else {})
     return found
 
 
@@ -111,19 +109,22 @@ def _load(port: int, path: str, body: object, clients: int, seconds: float) -> l
         return [spent for times in pool.map(one, range(clients)) for spent in times]
 
 
-def _tokens(port: int) -> dict[str, object]:
-    """Returns the mean time between the tokens of an answer, as the server itself counts it."""
+def _metrics(port: int) -> dict[str, float]:
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("GET", "/metrics")
-    values = dict(
-        line.rsplit(" ", 1)
-        for line in connection.getresponse().read().decode().splitlines()
-        if not line.startswith("#")
-    )
+    lines = connection.getresponse().read().decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def _tokens(port: int, before: dict[str, float], seconds: float) -> dict[str, object]:
+    """Returns tokens a second and the mean time between an answer's tokens, by the metrics."""
+    after = _metrics(port)
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     name = "lockgate_time_per_output_token_seconds"
-    mean = float(values[f"{name}_sum"]) / float(values[f"{name}_count"])
-    tokens = float(values['lockgate_tokens_total{kind="completion"}'])
-    return {"mean_token_ms": round(1000 * mean, 3), "tokens_made": int(tokens)}
+    mean = grown[f"{name}_sum"] / grown[f"{name}_count"]
+    tokens = grown['lockgate_tokens_total{kind="completion"}']
+    return {"token_ms": round(1000 * mean, 3), "tokens_per_s": round(tokens / seconds)}
 
 
 def _memory(pid: int) -> dict[str, object]:
