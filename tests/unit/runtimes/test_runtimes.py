@@ -10,6 +10,7 @@ from lockgate.fleet.api import Job, Probe
 from lockgate.fleet.runtimes.choose import all_runtimes, choose
 from lockgate.fleet.runtimes.command import CommandRuntime
 from lockgate.fleet.runtimes.local import OnnxRuntime, TransformersRuntime
+from lockgate.fleet.runtimes.serve.__main__ import main
 from lockgate.fleet.runtimes.vllm import VllmRuntime
 
 ARGV = ["./serve", "--port={port}", "{folder}"]
@@ -183,3 +184,20 @@ def test_command_takes_a_probe_and_warm_ups(tmp_path):
 def test_wrong_options_of_command_are_refused(tmp_path, options):
     with pytest.raises(UsageError):
         CommandRuntime().launch(job(tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content"),
+    [
+        ("genai", "genai_config.json", "{"),
+        ("genai", "genai_config.json", "[]"),
+        ("genai", "genai_config.json", '{"model": {"context_length": 8, "vocab_size": 8}}'),
+        ("predictive", "model.onnx", "no model"),
+        ("predictive", "other", ""),
+    ],
+)
+def test_a_broken_folder_ends_the_server_with_a_sentence(tmp_path, capsys, kind, name, content):
+    (tmp_path / name).write_text(content)
+    code = main([f"--kind={kind}", f"--folder={tmp_path}", "--model=acme/m", "--port=1"])
+    assert code == UsageError.exit_code
+    assert "can't load" in capsys.readouterr().err

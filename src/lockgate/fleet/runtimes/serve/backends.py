@@ -25,22 +25,22 @@ class GenaiBackend:
     def __init__(self, folder: Path, *, threads: int) -> None:
         import onnxruntime_genai as genai
 
-        settings = json.loads((folder / "genai_config.json").read_text("utf-8"))
         session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
-        config = genai.Config(str(folder))
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         try:
+            settings = json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]
+            self.context = int(settings["context_length"])
+            self.vocabulary = int(settings["vocab_size"])
+            config = genai.Config(str(folder))
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
             self._model = genai.Model(config)
             self._tokenizer = genai.Tokenizer(self._model)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"onnxruntime-genai can't load {folder}: {error}",
+                f"onnxruntime-genai can't load {folder}: {error!r}",
                 hint="export the folder again with onnxruntime_genai.models.builder",
             ) from error
         self._genai: Any = genai
         self._ends = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
-        self.context = int(settings["model"]["context_length"])
-        self.vocabulary = int(settings["model"]["vocab_size"])
         self.temperature = default_temperature(folder)
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
@@ -116,8 +116,9 @@ class TorchBackend:
         self._torch: Any = torch
         ends = self._model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
-        self.context = int(self._model.config.max_position_embeddings)
-        self.vocabulary = int(self._model.config.vocab_size)
+        config = self._model.config.get_text_config()
+        self.context = int(config.max_position_embeddings)
+        self.vocabulary = int(config.vocab_size)
         self.temperature = default_temperature(folder)
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
