@@ -130,8 +130,18 @@ def cli(
         output=Output("json" if as_json else "quiet" if quiet else "human", color=color),
         home=home or default_home(),
         server=server,
-        actor=actor or os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid-{os.getuid()}",
+        actor=actor or _user(),
     )
+
+
+def _user() -> str:
+    """Returns the name of the user who runs this."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name
+        return f"uid-{os.getuid()}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -23,6 +23,9 @@ from lockgate.core.errors import LockgateError
 from lockgate.store.api import Progress as Far
 from lockgate.store.api import Report
 
+_WIDE = 400
+"""Columns where nobody looks: a file or a pipe gets whole cells."""
+
 Mode = Literal["human", "json", "quiet"]
 
 
@@ -31,9 +34,12 @@ class Output:
 
     def __init__(self, mode: Mode = "human", *, color: bool = True) -> None:
         self.mode = mode
-        style: dict[str, Any] = {} if color else {"no_color": True, "highlight": False}
-        self._out = Console(highlight=False, soft_wrap=True, **_once(style))
-        self._err = Console(stderr=True, highlight=False, soft_wrap=True, **_once(style))
+        self._out = Console(highlight=False, soft_wrap=True, no_color=not color or None)
+        self._err = Console(
+            stderr=True, highlight=False, soft_wrap=True, no_color=not color or None
+        )
+        if not self._out.is_terminal:
+            self._out.width = _WIDE
 
     @property
     def live(self) -> bool:
@@ -62,7 +68,8 @@ class Output:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for header in headers:
             right = header.endswith(">")
-            table.add_column(header.rstrip(">"), justify="right" if right else "left")
+            side: Literal["left", "right"] = "right" if right else "left"
+            table.add_column(header.rstrip(">"), justify=side, overflow="fold")
         for row in rows:
             table.add_row(*(escape(clean(str(cell))) for cell in row))
         self.show(table)
@@ -117,10 +124,6 @@ class Output:
         """Redraws one picture in place on a terminal; elsewhere the caller prints lines."""
         with Live(console=self._err, auto_refresh=False, transient=True) as live:
             yield lambda picture: live.update(picture, refresh=True)
-
-
-def _once(style: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in style.items() if name != "highlight"}
 
 
 def clean(text: str) -> str:

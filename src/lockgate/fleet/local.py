@@ -35,6 +35,7 @@ class LocalFleet:
         files: Callable[[str], Path],
         dropped: Callable[[str], None] | None = None,
     ) -> None:
+        root = root.resolve()  # replicas work in folders of their own
         root.mkdir(parents=True, exist_ok=True)
         self._root = root
         self._files = files

@@ -223,8 +223,8 @@ class Supervisor(threading.Thread):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _last_words(self) -> str:
-        words = self._process.log_tail(3).strip()
-        return words.splitlines()[-1][-300:] if words else "it ended without a word"
+        words = " · ".join(line.strip() for line in self._process.log_tail(2).splitlines())
+        return words[-400:] or "it ended without a word"
 
     def _probe(self, probe: Probe, timeout: float = _PROBE_TIMEOUT_S) -> bool:
         return passes(probe, Endpoint(host=_HOST, port=self._record.port), timeout)

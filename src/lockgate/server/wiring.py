@@ -37,6 +37,7 @@ class Control:
     """
 
     def __init__(self, home: Path, settings: Settings, *, clock: Clock | None = None) -> None:
+        home = home.resolve()  # replicas work in folders of their own
         self.home = home
         self.settings = settings
         self.clock = clock or SystemClock()

@@ -1,0 +1,5 @@
+"""`python -m lockgate.cli` is the command `lockgate`."""
+
+from lockgate.cli.main import run
+
+run()
