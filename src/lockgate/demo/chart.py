@@ -32,8 +32,9 @@ svg text.bad{fill:var(--bad);stroke:none}
 .c2{fill:var(--c2);stroke:var(--c2)}.area{stroke:none;fill-opacity:.85}
 .line{fill:none;stroke-width:2}.p95{stroke-width:1;stroke-opacity:.55}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
-th,td{text-align:left;padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line);
-vertical-align:top}th{color:var(--dim);font-weight:500}.r{text-align:right}
+th,td{text-align:left;white-space:nowrap;vertical-align:top;padding:.25rem .8rem .25rem 0;
+border-bottom:1px solid var(--line)}td:last-child{white-space:normal}
+th{color:var(--dim);font-weight:500}.r{text-align:right}
 """
 
 

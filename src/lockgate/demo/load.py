@@ -105,18 +105,17 @@ class CreditCaller:
     async def ask(self, client: httpx2.AsyncClient, draw: random.Random) -> Seen:
         """See `Caller.ask`."""
         row = draw.choice(self.applications)
-        features = ["NaN" if value is None else value for value in row["features"]]
+        features = row["features"]  # null: the value is missing
         tensor = {"name": "features", "datatype": "FP32", "shape": [1, len(features)],
                   "data": features}  # fmt: skip
-        body = json.dumps({"inputs": [tensor]}).replace('"NaN"', "NaN")
+        body = {"inputs": [tensor]}
         return await _timed(self.model, False, self._send(client, body, bool(row["defaulted"])))
 
     async def _send(
-        self, client: httpx2.AsyncClient, body: str, defaulted: bool
+        self, client: httpx2.AsyncClient, body: Mapping[str, Any], defaulted: bool
     ) -> tuple[int, str, bool | None, str]:
-        headers = {"content-type": "application/json"}
         path = f"{self.url}/{self.model}/v2/models/{self.model}/infer"
-        reply = await client.post(path, content=body, headers=headers)
+        reply = await client.post(path, json=body)
         if reply.status_code != 200:
             return reply.status_code, "", None, reply.text[:200]
         answer = reply.json()

@@ -52,7 +52,7 @@ def spec(model: str, version: int, *, bake_s: float, steps: Sequence[float]) -> 
     return {
         "model": model,
         "version": f"v{version}",
-        "strategy": {"canary": list(steps), "bake": bake_s, "min_requests": 25,
+        "strategy": {"canary": list(steps), "bake": bake_s, "min_requests": 12,
                      "give_up_after": "90s"},
         "bucket": "2s",
         "checks": checks,

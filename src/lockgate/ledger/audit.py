@@ -65,7 +65,7 @@ def _say_step(
 
 
 def _split(weights: Mapping[str, int]) -> str:
-    return " / ".join(f"{w / 100:g}% {short(v)}" for v, w in sorted(weights.items()) if w)
+    return " / ".join(f"{w / 100:g}% {short(v)}" for v, w in weights.items() if w)
 
 
 def _say_pause(event: ev.ReleaseHeld | ev.ReleaseResumed | ev.PromotionRequested) -> str:

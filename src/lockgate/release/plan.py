@@ -100,7 +100,8 @@ class Plan:
     def weights(self, step: int) -> dict[str, int]:
         """Returns the split of that step: digest → weight."""
         weight = self.steps[step].weight
-        split = {self.candidate.digest: weight}
+        split = {}
         if self.baseline is not None and weight < WHOLE:
             split[self.baseline.digest] = WHOLE - weight
+        split[self.candidate.digest] = weight
         return split

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,7 @@ def run_server(home: Path, settings: Settings, *, tell: Callable[[str], None]) -
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _log_to(home / "server.log")
     listener = _listen(settings.host, settings.port)
+    ended = _end_on_signals()
     try:
         control = Control(home, settings)
         try:
@@ -36,12 +39,25 @@ def run_server(home: Path, settings: Settings, *, tell: Callable[[str], None]) -
             control.start()
             tell(f"lockgate serves at {url}, callers at {control.gateway.address}")
             tell(f"state is in {home}; Ctrl-C drains and stops")
-            _serve(control, listener)
+            if not ended.is_set():
+                _serve(control, listener)
             tell("draining")
         finally:
             control.stop()
     finally:
         listener.close()
+
+
+def _end_on_signals() -> threading.Event:
+    """Returns an event that SIGINT and SIGTERM set.
+
+    uvicorn takes both signals while it serves and raises them again when it is done; without
+    handlers of ours the second time would end the process before it drained.
+    """
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    return ended
 
 
 def _serve(control: Control, listener: socket.socket) -> None:

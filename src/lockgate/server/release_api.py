@@ -13,7 +13,7 @@ from lockgate.ledger.api import Recorded
 from lockgate.release.planner import default_spec
 from lockgate.release.spec import ReleaseSpec, check_spec, parse_spec
 from lockgate.release.state import Release
-from lockgate.server.views import plan_view, release_summary, release_view
+from lockgate.server.views import plan_view, release_summary, release_view, short_names
 from lockgate.server.wiring import Control
 
 Caller = Callable[..., str]
@@ -117,6 +117,7 @@ def _reading(api: APIRouter, control: Control) -> None:
             gateway=control.gateway.view(),
             replicas=control.fleet.replicas(),
             timeline=_timeline(control, release),
+            names=short_names(control.registry.models()),
             trouble=control.engine.trouble.get(found.route),
         )
 

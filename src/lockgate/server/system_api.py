@@ -14,7 +14,7 @@ from lockgate.ledger.api import Head
 from lockgate.ledger.chain import verify
 from lockgate.server.metrics import render
 from lockgate.server.series import series
-from lockgate.server.views import event_view, replica_view, route_view
+from lockgate.server.views import event_view, replica_view, route_view, short_names
 from lockgate.server.wiring import Control
 
 Caller = Callable[..., str]
@@ -81,7 +81,8 @@ def _audit(api: APIRouter, control: Control) -> None:
     ) -> list[dict[str, Any]]:
         """Returns events in order, each with its sentence."""
         found = control.ledger.read(stream=stream, after=after, limit=limit)
-        return [event_view(recorded) for recorded in found]
+        names = short_names(control.registry.models())
+        return [event_view(recorded, names) for recorded in found]
 
     @api.get("/audit/verify")
     def check(anchor: str | None = None) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lockgate.core.clock import iso
 from lockgate.core.codec import to_json
+from lockgate.core.digests import short
 from lockgate.core.events import kind_of
 from lockgate.fleet.api import Replica
 from lockgate.gateway.api import GatewayView
@@ -18,6 +20,7 @@ from lockgate.release.routes import Route
 from lockgate.release.state import Release
 
 Json = dict[str, Any]
+_DIGEST = re.compile(r"blake3:[0-9a-f]{12}(?=[ /]|$)")
 
 
 def version_view(version: Version, model: Model) -> Json:
@@ -49,8 +52,20 @@ def replica_view(replica: Replica) -> Json:
     return {**to_json(replica), "since": iso(replica.since)}
 
 
-def event_view(recorded: Recorded) -> Json:
-    """Returns an event of the ledger with its sentence."""
+def short_names(models: Mapping[str, Model]) -> dict[str, str]:
+    """Returns `v3` by the short form of a digest, for every version that is not in two models."""
+    names: dict[str, str] = {}
+    for model in models.values():
+        for version in model.versions:
+            key = short(version.digest)
+            name = f"v{version.number}"
+            names[key] = name if names.get(key, name) == name else key
+    return names
+
+
+def event_view(recorded: Recorded, names: Mapping[str, str]) -> Json:
+    """Returns an event of the ledger with its sentence; `names` replaces digests in it."""
+    text = _DIGEST.sub(lambda found: names.get(found[0], found[0]), say(recorded.event))
     return {
         "position": recorded.position,
         "stream": recorded.stream,
@@ -58,7 +73,7 @@ def event_view(recorded: Recorded) -> Json:
         "at": iso(recorded.at),
         "actor": recorded.actor,
         "kind": kind_of(recorded.event),
-        "text": say(recorded.event),
+        "text": text,
         "body": to_json(recorded.event),
     }
 
@@ -94,6 +109,7 @@ def release_view(
     gateway: GatewayView,
     replicas: Sequence[Replica],
     timeline: Sequence[Recorded],
+    names: Mapping[str, str],
     trouble: str | None,
 ) -> Json:
     """Returns everything that a person may want to know of a release now."""
@@ -117,7 +133,7 @@ def release_view(
             {"version": str(side), "digest": side.digest, **_replicas(side.digest, plan, replicas)}
             for side in sides
         ],
-        "timeline": [event_view(recorded) for recorded in timeline],
+        "timeline": [event_view(recorded, names) for recorded in timeline],
     }
 
 
