@@ -122,7 +122,16 @@ class Site:
         """Returns the pids of this home's `envoy` or `replica` processes."""
         pattern = "gateway/envoy.lock" if kind == "envoy" else "fleet/*/lock"
         texts = [path.read_text() for path in self.home.glob(pattern)]
-        return [int(text) for text in texts if text.isdigit() and Path(f"/proc/{text}").exists()]
+        return [int(text) for text in texts if text.isdigit() and runs(text)]
+
+
+def runs(pid: str) -> bool:
+    """Says whether a process runs; one that ended and that nobody asked about does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def wait(what: Callable[[], bool], seconds: float = 30) -> None:

@@ -63,7 +63,7 @@ def test_a_server_killed_while_it_rolls_back_finishes_the_rollback(site: Site) -
     slow = [{"signal": "latency_p50", "worse_by_at_most": "50%"}]
     with Callers(site.address, credit_callers(3), pause_s=0.01) as callers:
         callers.wait_for(50)
-        name = site.open(CREDIT, 3, checks=slow)
+        name = site.open(CREDIT, 2, checks=slow)
         wait(lambda: "RollbackStarted" in kinds(site, name), 60)
         site.kill()
         site.start()

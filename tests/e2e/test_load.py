@@ -61,7 +61,8 @@ def check_split(site: Site, calls: int) -> None:
         got = sum(r.version == candidate[0] for r in mine)
         sigma = math.sqrt(len(mine) * share * (1 - share))
         assert abs(got - share * len(mine)) <= 4.5 * sigma, (share, got, len(mine))
-        assert all(r.propensity in (share, 1 - share) for r in mine)
+        logged = {(r.version == candidate[0], round(r.propensity, 9)) for r in mine}
+        assert logged == {(True, round(share, 9)), (False, round(1 - share, 9))}
         checked += 1
         off += got - share * len(mine)
         total += len(mine)

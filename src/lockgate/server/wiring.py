@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
+import socket
 import threading
 import time
-import uuid
 from pathlib import Path
 
 from lockgate.analysis.judge import SequentialJudge
@@ -63,7 +62,9 @@ class Control:
         self.engine = Engine(
             tools,
             Ports(fleet=self.fleet, gateway=self.gateway),
-            holder=f"{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            # The lock on the home folder proves that the last holder of this name is dead, so a
+            # server that was killed has its lease back at once.
+            holder=f"{socket.gethostname()}:{home}",
         )
         self.commands = Commands(self.ledger, self.registry, self.engine.book, self.clock)
         self._stop = threading.Event()
