@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from lockgate.cli.main import Context
+
+if TYPE_CHECKING:
+    from lockgate.client import Client
 
 
 @click.command()
@@ -41,9 +45,14 @@ def serve(
 @click.pass_obj
 def demo(ctx: Context, *, out: Path, quick: bool) -> int:
     """Show the circle: publish, release, canary, promotion, and a bad version caught."""
-    from lockgate.demo.story import run_demo
+    from lockgate.client.client import RemoteObjects, connect
+    from lockgate.demo.story import Means, run_demo
 
-    return run_demo(out, quick=quick, output=ctx.output)
+    means = Means(
+        connect=lambda home: connect(home, actor=ctx.actor),
+        objects=lambda connection: RemoteObjects(cast("Client", connection)),
+    )
+    return run_demo(out, means, quick=quick, output=ctx.output)
 
 
 COMMANDS = {"serve": serve, "demo": demo}

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
-from lockgate.client.client import Client, RemoteObjects, connect
 from lockgate.core.errors import ConflictError, LockgateError, NotFoundError, TemporaryError
 from lockgate.core.units import duration, size
 from lockgate.demo.load import ChatCaller, CreditCaller, Load, read_lines
 from lockgate.demo.report import Story, rows, write_page
 from lockgate.registry.environment import build_environment, key_packages
-from lockgate.registry.publish import publish
+from lockgate.registry.publish import Shelf, publish
 from lockgate.registry.service import Details
+from lockgate.store.api import Objects
 
 CHAT, CREDIT = "acme/chat", "acme/credit"
 _START_S = 60.0
 _RELEASE_S = 150.0
+
+
+class Connection(Shelf, Protocol):
+    """A client of the demo's server; the CLI brings it."""
+
+    url: str
+
+    def get(self, path: str, **query: object) -> Any:
+        """Returns the JSON at `path`."""
+        ...
+
+    def release(self, asked: Mapping[str, object]) -> dict[str, Any]:
+        """Opens a release."""
+        ...
+
+    def explain(self, release: str) -> dict[str, Any]:
+        """Returns everything known of a release now."""
+        ...
+
+    def close(self) -> None:
+        """Closes the connection."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """How the demo reaches its server: by home folder, and that server's store by connection."""
+
+    connect: Callable[[Path], Connection]
+    objects: Callable[[Connection], Objects]
 
 
 class Teller(Protocol):
@@ -61,7 +91,7 @@ def spec(model: str, version: int, *, bake_s: float, steps: Sequence[float]) -> 
     }  # fmt: skip
 
 
-def run_demo(out: Path, *, quick: bool, output: Teller) -> int:
+def run_demo(out: Path, means: Means, *, quick: bool, output: Teller) -> int:
     """Runs the story in `out` and writes its report there; returns 0 when it went as it should.
 
     Raises ConflictError when `out` has something in it.
@@ -71,14 +101,14 @@ def run_demo(out: Path, *, quick: bool, output: Teller) -> int:
     out.mkdir(parents=True, exist_ok=True)
     begin = time.time()
     shipped = resources.files("lockgate.demo").joinpath("models")
-    with resources.as_file(shipped) as models, _server(out / ".lockgate") as client:
-        story = _tell(client, models, quick=quick, output=output)
+    with resources.as_file(shipped) as models, _server(out / ".lockgate", means) as client:
+        story = _Run(client, means.objects(client), models, output).tell(quick=quick)
     _conclude(story, out, output, time.time() - begin)
     return 0 if story.went_well else 1
 
 
 @contextmanager
-def _server(home: Path) -> Iterator[Client]:
+def _server(home: Path, means: Means) -> Iterator[Connection]:
     """Runs `lockgate serve` over `home`, gives a client of it; drains and stops it at the end."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "serve.out").open("wb") as log:
@@ -88,18 +118,19 @@ def _server(home: Path) -> Iterator[Client]:
             stdout=log, stderr=log, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     try:
-        with _connect(home, process) as client:
-            yield client
+        client = _connect(home, means, process)
+        yield client
+        client.close()
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 
 
-def _connect(home: Path, process: subprocess.Popen[bytes]) -> Client:
+def _connect(home: Path, means: Means, process: subprocess.Popen[bytes]) -> Connection:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            client = connect(home, actor=os.environ.get("USER") or "demo")
+            client = means.connect(home)
             client.get("/status")
         except (NotFoundError, TemporaryError):
             time.sleep(0.1)
@@ -109,89 +140,95 @@ def _connect(home: Path, process: subprocess.Popen[bytes]) -> Client:
     raise LockgateError(f"the demo's server did not start: {said[-500:]}")
 
 
-def _tell(client: Client, models: Path, *, quick: bool, output: Teller) -> Story:
-    gateway = client.get("/status")["gateway"]
-    story = Story(gateway=gateway)
-    output.say(f"a control plane at {client.url}, callers at {gateway}")
-    for model, name in ((CHAT, "chat"), (CREDIT, "credit")):
-        _publish(client, models / f"{name}-v1", model, story, output)
-        opened = client.release({"model": model, "version": "v1"})
-        _wait(client, [opened["release"]], story, output)
-    loads = _loads(gateway, models)
-    for load in loads:
-        load.start()
-    output.say("steady load: 20 chat requests/s, half of them streams; 30 credit requests/s")
-    time.sleep(2 if quick else 5)
-    for version in (2, 3):
-        _round(client, models, version, story, output, quick=quick)
-    time.sleep(1 if quick else 4)
-    story.seen = [seen for load in loads for seen in load.stop()]
-    _collect(client, story)
-    return story
+class _Run:
+    """One telling of the story against a running server."""
 
+    def __init__(self, client: Connection, objects: Objects, models: Path, output: Teller) -> None:
+        self._client = client
+        self._objects = objects
+        self._models = models
+        self._output = output
+        self._story = Story(gateway=client.get("/status")["gateway"])
 
-def _loads(gateway: str, models: Path) -> list[Load]:
-    questions = read_lines(models / "chat-questions.jsonl")
-    applications = read_lines(models / "credit-applications.jsonl")
-    return [
-        Load(ChatCaller(url=gateway, model=CHAT, questions=questions), rate=20, seed=1),
-        Load(CreditCaller(url=gateway, model=CREDIT, applications=applications), rate=30, seed=2),
-    ]
+    def tell(self, *, quick: bool) -> Story:
+        """Runs the story from the first publish to the last answer."""
+        say, story = self._output.say, self._story
+        say(f"a control plane at {self._client.url}, callers at {story.gateway}")
+        for model, name in ((CHAT, "chat"), (CREDIT, "credit")):
+            self._publish(self._models / f"{name}-v1", model)
+            opened = self._client.release({"model": model, "version": "v1"})
+            self._wait([opened["release"]])
+        loads = self._loads()
+        for load in loads:
+            load.start()
+        say("steady load: 20 chat requests/s, half of them streams; 30 credit requests/s")
+        time.sleep(2 if quick else 5)
+        for version in (2, 3):
+            self._round(version, bake_s=4 if quick else 7)
+        time.sleep(1 if quick else 4)
+        story.seen = [seen for load in loads for seen in load.stop()]
+        self._collect()
+        return story
 
+    def _loads(self) -> list[Load]:
+        url = self._story.gateway
+        questions = read_lines(self._models / "chat-questions.jsonl")
+        applications = read_lines(self._models / "credit-applications.jsonl")
+        return [
+            Load(ChatCaller(url=url, model=CHAT, questions=questions), rate=20, seed=1),
+            Load(CreditCaller(url=url, model=CREDIT, applications=applications), rate=30, seed=2),
+        ]
 
-def _round(
-    client: Client, models: Path, version: int, story: Story, output: Teller, *, quick: bool
-) -> None:
-    """Publishes and releases one version of both models, side by side."""
-    names = []
-    for model, name in ((CHAT, "chat"), (CREDIT, "credit")):
-        _publish(client, models / f"{name}-v{version}", model, story, output)
-        asked = spec(model, version, bake_s=4 if quick else 7, steps=(10, 50, 100))
-        names.append(client.release({"spec": asked})["release"])
-    _wait(client, names, story, output)
+    def _round(self, version: int, *, bake_s: float) -> None:
+        """Publishes and releases one version of both models, side by side."""
+        names = []
+        for model, name in ((CHAT, "chat"), (CREDIT, "credit")):
+            self._publish(self._models / f"{name}-v{version}", model)
+            asked = spec(model, version, bake_s=bake_s, steps=(10, 50, 100))
+            names.append(self._client.release({"spec": asked})["release"])
+        self._wait(names)
 
+    def _publish(self, folder: Path, model: str) -> None:
+        details = Details(
+            environment=build_environment(),
+            dependencies=key_packages(),
+            labels={"provenance": "lockgate/demo/models/PROVENANCE.json"},
+        )
+        done = publish(
+            folder, model, objects=self._objects, shelf=self._client, details=details, actor="demo"
+        )
+        found, story = done.version.published, self._story
+        story.versions[found.digest] = (model, found.number)
+        story.bytes_published += found.bytes_total
+        story.bytes_stored += found.bytes_new
+        new, total = size(found.bytes_new), size(found.bytes_total)
+        self._output.say(f"published {model} v{found.number}: {new} of {total} new")
 
-def _publish(client: Client, folder: Path, model: str, story: Story, output: Teller) -> None:
-    details = Details(
-        environment=build_environment(),
-        dependencies=key_packages(),
-        labels={"provenance": "lockgate/demo/models/PROVENANCE.json"},
-    )
-    objects = RemoteObjects(client)
-    done = publish(folder, model, objects=objects, shelf=client, details=details, actor="demo")
-    found = done.version.published
-    story.versions[found.digest] = (model, found.number)
-    story.bytes_published += found.bytes_total
-    story.bytes_stored += found.bytes_new
-    new, total = size(found.bytes_new), size(found.bytes_total)
-    output.say(f"published {model} v{found.number}: {new} of {total} new")
+    def _wait(self, names: Sequence[str]) -> None:
+        """Follows releases until all are final, telling each event once."""
+        told: dict[str, int] = dict.fromkeys(names, 0)
+        deadline = time.monotonic() + _RELEASE_S
+        under_way = set(names)
+        while under_way and time.monotonic() < deadline:
+            for name in sorted(under_way):
+                view = self._client.explain(name)
+                for event in view["timeline"][told[name] :]:
+                    when = event["at"][11:21]
+                    self._output.say(f"  {when} {name} {view['model']}: {event['text']}")
+                told[name] = len(view["timeline"])
+                if view["final"]:
+                    self._story.releases.append(view)
+                    under_way.discard(name)
+            time.sleep(0.2)
+        self._story.releases += [self._client.explain(name) for name in sorted(under_way)]
 
-
-def _wait(client: Client, names: Sequence[str], story: Story, output: Teller) -> None:
-    """Follows releases until all are final, telling each event once."""
-    told: dict[str, int] = dict.fromkeys(names, 0)
-    deadline = time.monotonic() + _RELEASE_S
-    open_names = set(names)
-    while open_names and time.monotonic() < deadline:
-        for name in sorted(open_names):
-            view = client.explain(name)
-            for event in view["timeline"][told[name] :]:
-                output.say(f"  {event['at'][11:21]} {name} {view['model']}: {event['text']}")
-            told[name] = len(view["timeline"])
-            if view["final"]:
-                story.releases.append(view)
-                open_names.discard(name)
-        time.sleep(0.2)
-    for name in sorted(open_names):
-        story.releases.append(client.explain(name))
-
-
-def _collect(client: Client, story: Story) -> None:
-    """Fetches what the gateway measured, once all is done."""
-    story.releases = [client.explain(view["id"]) for view in story.releases]
-    for model in (CHAT, CREDIT):
-        story.series[model] = client.get(f"/series/{model}/local", slot=1.0)
-    story.chain = client.get("/audit/verify")
+    def _collect(self) -> None:
+        """Fetches what the gateway measured, once all is done."""
+        story = self._story
+        story.releases = [self._client.explain(view["id"]) for view in story.releases]
+        for model in (CHAT, CREDIT):
+            story.series[model] = self._client.get(f"/series/{model}/local", slot=1.0)
+        story.chain = self._client.get("/audit/verify")
 
 
 def _conclude(story: Story, out: Path, output: Teller, seconds: float) -> None:

@@ -24,7 +24,7 @@ from lockgate.core.traffic import Endpoint
 from lockgate.fleet.api import Job, Probe, Replica, ReplicaSpec, ReplicaState
 from lockgate.fleet.runtimes.choose import choose
 from lockgate.host.detached import Detached
-from lockgate.store.local import write_durably
+from lockgate.store.durable import write_durably
 
 _POLL_S = 0.1
 _PROBE_TIMEOUT_S = 5.0

@@ -19,7 +19,7 @@ from lockgate.core.errors import (
 )
 from lockgate.registry.manifest import Manifest
 from lockgate.store.api import Artifact, Objects, Progress, Report
-from lockgate.store.local import sync_folder
+from lockgate.store.durable import sync_folder
 from lockgate.store.split import join_file
 
 

@@ -16,7 +16,7 @@ from lockgate.core.errors import UsageError
 from lockgate.server.app import create_app
 from lockgate.server.config import Settings
 from lockgate.server.wiring import Control
-from lockgate.store.local import write_durably
+from lockgate.store.durable import write_durably
 
 SERVER_FILE = "server.json"
 

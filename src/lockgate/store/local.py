@@ -10,15 +10,14 @@ An object is written beside, fsynced, then renamed, so that its name never stand
 from __future__ import annotations
 
 import errno
-import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from lockgate.core.digests import Digest, hex_of
 from lockgate.core.errors import IntegrityError, PermanentError, PortError, UsageError
+from lockgate.store.durable import sync_folder, write_durably
 from lockgate.store.memory import check, not_here
 
 FORMAT = "lockgate/store@1\n"
@@ -81,7 +80,7 @@ class LocalObjects:
             path = self._path(digest)
             try:
                 path.parent.mkdir(exist_ok=True)
-                write_durably(path, data, self._tmp, sync_folder=False)
+                write_durably(path, data, self._tmp, name_too=False)
             except OSError as error:
                 raise _cannot(f"an object of {len(data)} bytes can't be stored", error) from error
 
@@ -114,38 +113,6 @@ class LocalObjects:
         """See `Objects.discard`."""
         for digest in digests:
             self._path(digest).unlink(missing_ok=True)
-
-
-def write_durably(path: Path, data: bytes, tmp: Path, *, sync_folder: bool = True) -> None:
-    """Makes `path` hold `data`, whole or not at all; leaves nothing in `tmp` when it fails.
-
-    Without `sync_folder` the name itself may be lost in a power failure. Raises OSError.
-    """
-    draft = tmp / f"{path.name[:32]}.{uuid.uuid4().hex}"
-    try:
-        with draft.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    if sync_folder:
-        _sync(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable. Raises OSError."""
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _cannot(what: str, error: OSError) -> UsageError | PortError:
