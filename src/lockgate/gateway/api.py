@@ -30,7 +30,8 @@ class RouteSpec:
 class PoolView:
     """The endpoints of one version on one route as every proxy has acknowledged them.
 
-    `in_flight` counts requests that a proxy has sent to this pool and that are not done.
+    `in_flight` counts requests that a proxy has sent to this pool and that are not done; 1 when
+    no proxy can say, so that nobody takes silence for idleness.
     """
 
     endpoints: tuple[Endpoint, ...]

@@ -20,13 +20,18 @@ from pathlib import Path
 
 _LAUNCHER = """
 import os, resource, sys
-fd, memory = int(sys.argv[1]), int(sys.argv[2])
+fd, memory, files = (int(text) for text in sys.argv[1:4])
 os.ftruncate(fd, 0)
 os.pwrite(fd, str(os.getpid()).encode(), 0)
 if memory:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-os.execvp(sys.argv[3], sys.argv[3:])
+if files:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+os.execvp(sys.argv[4], sys.argv[4:])
 """
+_LOG_MAX = 16 << 20
 _PID_TRIES = 50
 _PID_PAUSE_S = 0.02
 
@@ -71,18 +76,22 @@ class Detached:
         env: Mapping[str, str] | None = None,
         folder: Path | None = None,
         memory_bytes: int = 0,
+        open_files: int = 0,
     ) -> bool:
         """Starts `argv` unless it runs already; returns whether it was started.
 
-        `env` replaces the environment, `memory_bytes` (0: none) limits the address space. Raises
+        `env` replaces the environment, `memory_bytes` (0: none) limits the address space,
+        `open_files` (0: leave it) raises the soft limit of descriptors as far as it may. Raises
         OSError when the launcher can't be run; a program that can't says so in the log.
         """
         lock = Lock(self._lock_path)
         if not lock.take() or lock.fd is None:
             return False
         os.ftruncate(lock.fd, 0)  # until the launcher wrote the new pid nobody reads the old one
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(lock.fd), str(memory_bytes)]
+        limits = [str(lock.fd), str(memory_bytes), str(open_files)]
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *limits]
         try:
+            self._turn_log()
             with self._log_path.open("ab") as log:
                 self._child = subprocess.Popen(
                     [*launcher, *argv],
@@ -97,6 +106,11 @@ class Detached:
         finally:
             lock.release()
         return True
+
+    def _turn_log(self) -> None:
+        """Puts a log that has grown too long aside, keeping one."""
+        if self._log_path.exists() and self._log_path.stat().st_size > _LOG_MAX:
+            self._log_path.replace(self._log_path.with_name(self._log_path.name + ".1"))
 
     def alive(self) -> bool:
         """Says whether the program runs."""

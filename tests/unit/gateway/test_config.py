@@ -12,11 +12,12 @@ from lockgate.core.traffic import Endpoint
 from lockgate.gateway.api import RouteSpec
 from lockgate.gateway.envoy import config, routing, values
 from lockgate.gateway.envoy.files import FilesTransport
-from lockgate.gateway.envoy.process import Admin, Lock, check_socket, own
+from lockgate.gateway.envoy.process import Admin, check_socket, own
 from lockgate.gateway.envoy.samples import Tail, sample
 from lockgate.gateway.envoy.schema import Schema, extract, find_binary
 from lockgate.gateway.envoy.values import EnvoyOptions, State
 from lockgate.gateway.memory import MemoryGateway
+from lockgate.host.detached import Lock
 
 ROUTE, A, B = "acme/chat@local", "blake3:" + "a" * 64, "blake3:" + "b" * 64
 OPTIONS = EnvoyOptions()

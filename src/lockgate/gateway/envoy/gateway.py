@@ -171,7 +171,10 @@ class EnvoyGateway:
                 for name, (spec, revision) in state.routes.items()
             },
             pools={
-                key: PoolView(endpoints=found, in_flight=active.get(pool_key(pool_name(*key)), 0))
+                key: PoolView(
+                    endpoints=found,
+                    in_flight=1 if active is None else active.get(pool_key(pool_name(*key)), 0),
+                )
                 for key, found in state.pools.items()
             },
             proxies=self._transport.proxies(),
@@ -285,11 +288,12 @@ class EnvoyGateway:
             if missing:
                 time.sleep(0.02)
 
-    def _in_flight(self) -> dict[str, int]:
+    def _in_flight(self) -> dict[str, int] | None:
+        """Returns the requests in flight by pool; None when the proxy can't say."""
         try:
             stats = self._admin.stats(r"^cluster\.pool-.*\.upstream_rq_(active|pending_active)$")
         except TemporaryError:
-            return {}
+            return None
         active: dict[str, int] = {}
         for name, value in stats.items():
             key = name.split(".")[1]
