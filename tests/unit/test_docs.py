@@ -28,9 +28,9 @@ from lockgate.registry.manifest import FORMAT as MANIFEST_FORMAT
 from lockgate.release.planner import default_spec
 from lockgate.release.routes import Book
 from lockgate.release.spec import ReleaseSpec, parse_spec
+from lockgate.server.api.metrics import render
 from lockgate.server.app import create_app
 from lockgate.server.config import Settings
-from lockgate.server.metrics import render
 from lockgate.server.wiring import Control
 from lockgate.store.local import FORMAT as STORE_FORMAT
 
@@ -139,8 +139,8 @@ def verbs() -> dict[str, click.Command]:
 
 
 def option_names(parameter: click.Parameter) -> tuple[str, ...]:
-    """Returns `--wait`, `--no-wait`; nothing for an argument."""
-    named = isinstance(parameter, click.Option)
+    """Returns `--wait`, `--no-wait`; nothing for an argument or a hidden option."""
+    named = isinstance(parameter, click.Option) and not parameter.hidden
     return (*parameter.opts, *parameter.secondary_opts) if named else ()
 
 
@@ -224,7 +224,7 @@ def test_every_metric_of_a_replica_is_on_the_page() -> None:
 
 def test_no_metric_on_the_page_is_unknown() -> None:
     shown = {name for name in code(read("metrics.md")) if name.startswith("lockgate_")}
-    source = (ROOT / "src/lockgate/server/metrics.py").read_text("utf-8")
+    source = (ROOT / "src/lockgate/server/api/metrics.py").read_text("utf-8")
     source += (ROOT / "src/lockgate/fleet/runtimes/serve/metrics.py").read_text("utf-8")
     assert not {name for name in shown if f'"{name.removesuffix("_total")}"' not in source}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING
 import click
 
 from lockgate._version import __version__
-from lockgate.core.errors import LockgateError
+from lockgate.core.errors import LockgateError, UsageError
 
 if TYPE_CHECKING:
     from lockgate.cli.output import Output
-    from lockgate.client import Client
+    from lockgate.client.client import Client
 
 _VERBS = {
     "publish": "versions", "models": "versions", "show": "versions", "diff": "versions",
@@ -61,6 +62,11 @@ _SUMMARIES = {
     "demo": "Show the whole circle with real small models.",
 }
 INTERRUPTED = 130
+_FLAGS = (
+    ("--json", "as_json", "json"),
+    ("--quiet", "as_quiet", "quiet"),
+    ("--no-color", "as_plain", None),
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,6 +77,15 @@ class Context:
     home: Path
     server: str | None
     actor: str
+
+    def print_as(self, mode: str | None) -> None:
+        """Changes how to print: `json`, `quiet`, or None for no colours."""
+        from lockgate.cli.output import Output
+
+        if mode is None:
+            self.output = Output(self.output.mode, color=False)
+        else:
+            self.output = Output("json" if mode == "json" else "quiet", color=self.output.color)
 
     def client(self) -> Client:
         """Returns a client of the server; raises NotFoundError when there is none."""
@@ -94,6 +109,15 @@ class Verbs(click.Group):
         found = importlib.import_module(f"lockgate.cli.{module}")
         command: click.Command = found.COMMANDS[cmd_name]
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the verb, and lets it take the flags that say how to print."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            _take_flags(command)
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the verbs by section, without importing any."""
@@ -148,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        result = cli.main(_spread(given), standalone_mode=False)
+        result = cli.main(given, standalone_mode=False)
     except LockgateError as error:
         _output(given).error(error)
         return error.exit_code
@@ -156,19 +180,55 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except click.ClickException as error:
-        error.show()
-        return 2
+        return _usage(error, given)
+    except Exception as error:
+        if os.environ.get("LOCKGATE_DEBUG"):
+            raise
+        _output(given).error(_bug(error))
+        return LockgateError.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return result if isinstance(result, int) else 0
 
 
-def _spread(arguments: list[str]) -> list[str]:
-    """Lets the global flags stand behind the verb as well: `lockgate show a/b --json`."""
-    flags = [a for a in arguments if a in ("--json", "--quiet", "--no-color")]
-    return flags + [a for a in arguments if a not in flags]
+def _usage(error: click.ClickException, arguments: list[str]) -> int:
+    """Says what is wrong with the arguments: as click does, or as JSON when that was asked for."""
+    if "--json" in arguments:
+        _output(arguments).error(UsageError(error.format_message()))
+    else:
+        error.show()
+    return UsageError.exit_code
+
+
+def _bug(error: Exception) -> LockgateError:
+    """Returns the sentence for an error that nobody foresaw."""
+    return LockgateError(
+        f"this is a fault of lockgate itself: {type(error).__name__}: {error}",
+        hint="LOCKGATE_DEBUG=1 shows where; please report it",
+    )
+
+
+def _take_flags(command: click.Command) -> None:
+    """Lets a verb take the flags that say how to print, behind it as before it."""
+    if any(parameter.name == "as_json" for parameter in command.params):
+        return
+    for flag, name, mode in _FLAGS:
+        command.params.append(
+            click.Option([flag, name], is_flag=True, expose_value=False, hidden=True,
+                         callback=_mode_setter(mode))
+        )  # fmt: skip
+
+
+def _mode_setter(mode: str | None) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def set_mode(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.obj.print_as(mode)
+
+    return set_mode
 
 
 def _output(arguments: list[str]) -> Output:

@@ -34,6 +34,7 @@ class Output:
 
     def __init__(self, mode: Mode = "human", *, color: bool = True) -> None:
         self.mode = mode
+        self.color = color
         self._out = Console(highlight=False, soft_wrap=True, no_color=not color or None)
         self._err = Console(
             stderr=True, highlight=False, soft_wrap=True, no_color=not color or None
@@ -51,7 +52,8 @@ class Output:
         if self.mode == "json":
             _write(sys.stdout, json.dumps(value, ensure_ascii=False, default=str))
         elif self.mode == "quiet" and quiet is not None:
-            _write(sys.stdout, str(quiet))
+            for name in quiet if isinstance(quiet, list) else [quiet]:
+                _write(sys.stdout, clean(str(name)))
 
     def say(self, text: str, *, style: str | None = None) -> None:
         """Says a line to people, on stdout."""

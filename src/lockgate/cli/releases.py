@@ -9,7 +9,7 @@ import click
 
 from lockgate.cli.main import Context
 from lockgate.cli.views import plan_lines, release_tree, timeline
-from lockgate.client import Client
+from lockgate.client.client import Client
 from lockgate.core.errors import (
     GateRefusedError,
     HeldError,
@@ -215,7 +215,7 @@ def releases(ctx: Context, *, model: str | None) -> None:
         found = client.get("/releases")
     if model:
         found = [row for row in found if row["model"] == check_model(model)]
-    ctx.output.value(found)
+    ctx.output.value(found, quiet=[row["id"] for row in found])
     ctx.output.table(
         ("release", "model", "what", "target", "phase", "at", "opened", "by"),
         [_row(row) for row in found],

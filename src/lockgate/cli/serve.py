@@ -10,7 +10,7 @@ import click
 from lockgate.cli.main import Context
 
 if TYPE_CHECKING:
-    from lockgate.client import Client
+    from lockgate.client.client import Client
 
 
 @click.command()

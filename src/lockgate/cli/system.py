@@ -23,7 +23,7 @@ def status(ctx: Context) -> None:
     """Show what serves on each route, and what is under way."""
     with ctx.client() as client:
         found = client.get("/status")
-    ctx.output.value(found)
+    ctx.output.value(found, quiet=[row["name"] for row in found["routes"]])
     ctx.output.say(f"server {client.url}   gateway {found['gateway']}   {found['home']}")
     ctx.output.table(
         ("route", "serves", "since", "release", "address", "trouble"),
@@ -47,7 +47,7 @@ def fleet(ctx: Context) -> None:
     """List replicas in every state."""
     with ctx.client() as client:
         found = client.get("/replicas")
-    ctx.output.value(found)
+    ctx.output.value(found, quiet=[row["name"] for row in found])
     ctx.output.table(
         ("replica", "route", "version", "state", "runtime", "port>", "restarts>", "message"),
         [

@@ -63,8 +63,8 @@ def _verb(name: str, summary: str) -> click.Command:
 @click.command()
 @click.argument("model")
 @click.option("--reason", required=True, help="Why, for the record.")
-@click.option("--to", "version", help="Back to this version [the one before].")
-@click.option("--target", default="local", show_default=True, help="Target.")
+@click.option("--version", help="Back to this version [the one before].")
+@click.option("--to", "target", default="local", show_default=True, help="Target.")
 @click.option("--wait/--no-wait", default=True, help="Wait until traffic is back.")
 @click.option("--timeout", default="10m", show_default=True, help="Wait no longer than this.")
 @click.pass_obj
@@ -80,22 +80,21 @@ def rollback(
 ) -> None:
     """Go back to the version of MODEL that served before: traffic first, no questions."""
     with ctx.client() as client:
-        name = client.rollback(check_model(model), reason=reason, target=target, to=version)
+        name = client.rollback(check_model(model), reason=reason, target=target, version=version)
         if not wait:
             ctx.output.value({"release": name}, quiet=name)
             ctx.output.say(f"{name} goes back")
             ctx.output.hint(f"lockgate watch {name}")
             return
         view = follow(ctx, client, name, timeout=parse_duration(timeout), drawn=False)
-    ctx.output.say(f"{model} is back at v{_serving(view)}", style="green")
+    if view["phase"] == "reverted":
+        ctx.output.say(f"{model} is back at v{view['baseline']['number']}", style="green")
+    elif view["phase"] == "failed" and view["intent"] == "release":
+        ctx.output.say(f"{name} was stopped before it got traffic", style="green")
+    else:
+        outcome(view)
+        ctx.output.say(f"{model} is back at v{view['candidate']['number']}", style="green")
     ctx.output.hint(f"lockgate explain {name}")
-
-
-def _serving(view: Json) -> int:
-    """Returns the number of the version that serves after a rollback of either kind."""
-    side = "candidate" if view["phase"] == "promoted" else "baseline"
-    number: int = view[side]["number"]
-    return number
 
 
 COMMANDS = {

@@ -96,7 +96,9 @@ def _edge(text: str, get: Any) -> Edge:
         known = ", ".join(get_args(Relation))
         raise UsageError(f"{text!r} is no lineage", hint=f"RELATION=MODEL:VERSION with {known}")
     model, version = split_reference(reference)
-    found = get(f"/models/{model}/versions/{version or 'v1'}")
+    if version is None:
+        raise UsageError(f"which version of {model}?", hint=f"write it as {relation}={model}:v1")
+    found = get(f"/models/{model}/versions/{version}")
     return Edge(relation=relation, model=model, digest=found["digest"])  # type: ignore[arg-type]
 
 
@@ -116,12 +118,9 @@ def models(ctx: Context, model: str | None) -> None:
     """List models, or the versions of MODEL."""
     with ctx.client() as client:
         found = client.get(f"/models/{check_model(model)}" if model else "/models")
-    ctx.output.value(found)
+    names = [f"v{v['number']}" for v in found["versions"]] if model else [m["name"] for m in found]
+    ctx.output.value(found, quiet=names)
     if model:
-        for row in found["versions"]:
-            ctx.output.value(
-                None, quiet=f"v{row['number']}"
-            ) if ctx.output.mode == "quiet" else None
         ctx.output.table(
             ("version", "digest", "published", "by", "bytes>", "new>", "aliases", "labels"),
             [_version_row(row) for row in found["versions"]],

@@ -164,6 +164,6 @@ def plan_lines(plan: Json) -> list[str]:
 
 def _rule(check: Json) -> str:
     if check["worse_by_at_most"] is not None:
-        floor = f", never below {check['floor']:g}" if check["floor"] is not None else ""
+        floor = f", up to {check['floor']:g} is always fine" if check["floor"] is not None else ""
         return f"{check['signal']} worse by at most {100 * check['worse_by_at_most']:g}%{floor}"
     return f"{check['signal']} limit {check['at_most']:g}"

@@ -1,5 +1,5 @@
-"""The same verbs over HTTP: for the CLI, scripts, notebooks and CI."""
+"""The same verbs over HTTP: for the CLI, scripts, notebooks and CI.
 
-from lockgate.client.client import Client
-
-__all__ = ["Client"]
+`lockgate.client.client` has the client; `lockgate.client.home` finds the server, and is all that
+the command line needs to start.
+"""

@@ -21,6 +21,7 @@ from lockgate.core.errors import (
     error_class,
 )
 from lockgate.core.events import VersionPublished
+from lockgate.core.names import check_release
 from lockgate.registry.catalog import Version
 from lockgate.registry.service import Details, Published
 from lockgate.store.frames import pack
@@ -103,19 +104,20 @@ class Client:
 
     def explain(self, release: str) -> Json:
         """Returns everything known of a release now."""
-        found: Json = self.get(f"/releases/{release}")
+        found: Json = self.get(f"/releases/{check_release(release)}")
         return found
 
     def tell(self, release: str, verb: str, reason: str) -> Json:
         """Gives a release a verb: `approve`, `hold`, `resume` or `promote`."""
-        found: Json = self.post(f"/releases/{release}/{verb}", {"reason": reason})
+        path = f"/releases/{check_release(release)}/{verb}"
+        found: Json = self.post(path, {"reason": reason})
         return found
 
     def rollback(
-        self, model: str, *, reason: str, target: str = "local", to: str | None = None
+        self, model: str, *, reason: str, target: str = "local", version: str | None = None
     ) -> str:
         """Takes traffic off what was released last; returns the release that does it."""
-        body = {"reason": reason, "target": target, "to": to}
+        body = {"reason": reason, "target": target, "version": version}
         return str(self.post(f"/models/{model}/rollback", body)["release"])
 
     def watch(

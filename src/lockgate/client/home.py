@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lockgate.core.errors import NotFoundError
+from lockgate.core.errors import IntegrityError, NotFoundError, UsageError
 
 HOME_NAME = ".lockgate"
 SERVER_FILE = "server.json"
@@ -45,12 +46,19 @@ def find_server(home: Path, url: str | None = None) -> Server:
         text = _read(home / SERVER_FILE)
         if text is None:
             raise NotFoundError(f"no server was started from {home}", hint=START_HINT)
-        url = str(json.loads(text)["url"])
+        try:
+            url = str(json.loads(text)["url"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"{home / SERVER_FILE} can't be read", hint="start the server again: lockgate serve"
+            ) from error
     if token is None:
         raise NotFoundError(
             f"there is no token for {url}", hint="set LOCKGATE_TOKEN to the server's token"
         )
-    return Server(url=url, token=token)
+    if not re.fullmatch(r"https?://(\[[0-9a-fA-F:]+\]|[^\s/:\[\]]+)(:\d{1,5})?/*", url):
+        raise UsageError(f"{url!r} is not a server's address", hint="write it as http://host:port")
+    return Server(url=url.rstrip("/"), token=token)
 
 
 def _read(path: Path) -> str | None:

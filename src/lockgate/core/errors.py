@@ -105,7 +105,7 @@ class IntegrityError(LockgateError):
 
     exit_code = 6
     code = "integrity"
-    http_status = 500
+    http_status = 422
 
 
 class GateRefusedError(LockgateError):

@@ -12,6 +12,7 @@ _PART = r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?"
 _MODEL = re.compile(rf"{_PART}/{_PART}")
 _NUMBER = re.compile(r"v([1-9][0-9]{0,8})")
 _ALIAS = re.compile(r"(?!v[0-9]+$)[a-z][a-z0-9_-]{0,62}")
+_RELEASE = re.compile(r"rel-[1-9][0-9]{0,9}")
 _PLACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -41,6 +42,13 @@ def check_target(name: str) -> str:
         raise UsageError(
             f"{name!r} can't name a target", hint="use lower-case letters, digits and '-'"
         )
+    return name
+
+
+def check_release(name: str) -> str:
+    """Returns `name` when it has the form of a release's id; raises UsageError otherwise."""
+    if not _RELEASE.fullmatch(name):
+        raise UsageError(f"{name!r} is not a release", hint="releases are named rel-1, rel-2, …")
     return name
 
 

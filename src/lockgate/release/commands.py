@@ -138,7 +138,8 @@ class Commands:
             if served.version.digest == version.digest:
                 return served
         raise UsageError(
-            f"{to} never served on {route.name}", hint="release it instead: lockgate release"
+            f"{to} is not among the versions that served on {route.name} before this one",
+            hint="release it instead: lockgate release",
         )
 
     def _turn_back(self, release: str, actor: str, reason: str) -> str:

@@ -128,7 +128,8 @@ def _baking(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
         return _fail(release, verdict)
     last = release.step == len(release.plan.steps) - 1
     if release.promote_now:
-        return (ev.ReleasePromoted(release=release.id),) if last else _enter_last(release)
+        end = len(release.plan.steps) - 1
+        return (ev.ReleasePromoted(release=release.id),) if last else _enter(release, end)
     if release.held is not None and release.held.because == "person":
         return ()
     step = release.plan.steps[release.step]
@@ -173,12 +174,6 @@ def _back(
     return ev.RollbackStarted(release=release.id, cause=cause, reason=reason, verdict=verdict)
 
 
-def _enter_last(release: Release) -> tuple[ev.ReleaseEvent, ...]:
-    step = len(release.plan.steps) - 1
-    weights = release.plan.weights(step)
-    return (ev.StepStarted(release=release.id, step=step, weights=weights),)
-
-
 def _news(release: Release, verdict: Verdict | None) -> tuple[ev.ReleaseEvent, ...]:
     """Records a verdict when its outcome is another one than the last recorded."""
     known = release.verdict.outcome if release.verdict else None
@@ -205,10 +200,8 @@ def _pass(release: Release, verdict: Verdict | None, last: bool) -> tuple[ev.Rel
     if last:
         return (passed, ev.ReleasePromoted(release=release.id))
     following = _enter(release, release.step + 1)
-    waiting_already = not following and release.held is not None
-    if waiting_already:
-        return ()
-    return (passed, *following)
+    told_before = release.held is not None and release.held.because == "approval"
+    return following if told_before else (passed, *following)
 
 
 def _reverting(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:

@@ -101,10 +101,14 @@ def _serving(spec: ReleaseSpec, now: Served | None) -> Serving:
         runtime=runtime.name or (None if runtime.options else before.runtime),
         options=runtime.options or before.options,
         memory_mb=runtime.memory_mb or before.memory_mb,
-        start_timeout_s=runtime.start_timeout,
-        drain_s=runtime.drain,
+        start_timeout_s=_given(runtime.start_timeout, before.start_timeout_s),
+        drain_s=_given(runtime.drain, before.drain_s),
         sticky_header=spec.sticky or before.sticky_header,
     )
+
+
+def _given(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
 
 
 def rollback_plan(route: Route, serving: Served, target: Served, *, keep_previous_s: float) -> Plan:
@@ -119,5 +123,6 @@ def rollback_plan(route: Route, serving: Served, target: Served, *, keep_previou
         steps=(Step(weight=WHOLE),),
         serving=target.serving,
         keep_previous_s=keep_previous_s,
+        alias=serving.alias,
         intent="rollback",
     )

@@ -14,12 +14,16 @@ from lockgate.release.state import Release, evolve, start
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A version that a route served: the release that brought it, how it runs, since when."""
+    """A version that a route served: the release that brought it, how it runs, since when.
+
+    `alias` is the name that followed it there, and follows a rollback.
+    """
 
     release: str
     version: ev.VersionId
     serving: Serving
     since: float
+    alias: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +92,13 @@ def _after(route: Route, release: Release, recorded: Recorded) -> Route:
 
 def _promoted(route: Route, release: Release, at: float) -> Route:
     plan = release.plan
-    served = Served(release=release.id, version=plan.candidate, serving=plan.serving, since=at)
+    served = Served(
+        release=release.id,
+        version=plan.candidate,
+        serving=plan.serving,
+        since=at,
+        alias=plan.alias,
+    )
     line = route.line
     if plan.intent == "rollback":
         digests = [s.version.digest for s in line]

@@ -13,11 +13,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from lockgate.analysis.checks import Check, find_signal
-from lockgate.core.errors import LockgateError, Problem, SpecError
+from lockgate.core.errors import LockgateError, Problem, SpecError, UsageError
 from lockgate.core.names import check_alias, check_model, check_target, parse_version
 from lockgate.core.units import parse_duration, parse_ratio
 
@@ -41,6 +43,12 @@ Duration = Annotated[float, BeforeValidator(_ours(parse_duration))]
 Ratio = Annotated[float, BeforeValidator(_ours(parse_ratio))]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise UsageError(f"{value!r} is not a number above zero")
+    return float(value)
 
 
 class _Strict(BaseModel):
@@ -73,9 +81,19 @@ class CheckSpec(_Strict):
 
     signal: Annotated[str, AfterValidator(_ours(lambda name: find_signal(name).name))]
     worse_by_at_most: Ratio | None = None
-    at_most: Ratio | Duration | None = None
+    at_most: float | None = None
     at_least: Annotated[float, Field(gt=0)] | None = None
-    floor: Ratio | Duration | None = None
+    floor: float | None = None
+
+    @field_validator("at_most", "floor", mode="before")
+    @classmethod
+    def _in_the_signals_unit(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reads a share for rates, a duration for times, a number for throughput."""
+        name = info.data.get("signal")
+        if value is None or name is None:
+            return value
+        readers = {"error": parse_ratio, "throughput": _number}
+        return _ours(readers.get(find_signal(name).measure, parse_duration))(value)
 
     @model_validator(mode="after")
     def _one_rule(self) -> CheckSpec:
@@ -112,8 +130,8 @@ class RuntimeSpec(_Strict):
     name: Text | None = None
     options: Mapping[str, Any] = Field(default_factory=dict)
     memory_mb: Annotated[int, Field(gt=0)] | None = None
-    start_timeout: Duration = 120.0
-    drain: Duration = 60.0
+    start_timeout: Duration | None = None
+    drain: Duration | None = None
 
 
 class ReleaseSpec(_Strict):

@@ -10,11 +10,13 @@ import anyio.to_thread
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 
 from lockgate._version import __version__
-from lockgate.core.errors import LockgateError, SpecError
-from lockgate.server import registry_api, release_api, system_api
+from lockgate.core.errors import LockgateError, NotFoundError, SpecError, UsageError
 from lockgate.server.access import principal
+from lockgate.server.api import registry, release, system
 from lockgate.server.wiring import Control
 
 _THREADS = 64
@@ -39,7 +41,9 @@ def create_app(control: Control) -> FastAPI:
     )
     app.add_exception_handler(LockgateError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    for module in (registry_api, release_api, system_api):
+    app.add_exception_handler(ValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    for module in (registry, release, system):
         router = module.router(control, caller)
         app.include_router(router, prefix="/api/v1", dependencies=[Depends(caller)])
 
@@ -72,9 +76,17 @@ async def _on_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
-    details = error.errors() if isinstance(error, RequestValidationError) else []
+    known = isinstance(error, RequestValidationError | ValidationError)
+    details = error.errors() if known else []  # type: ignore[attr-defined]
     said = "; ".join(
         f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in details[:5]
     )
-    body = {"error": {"code": "usage", "message": f"the request is not valid: {said}"}}
-    return JSONResponse(body, status_code=422)
+    found = UsageError(f"the request is not valid: {said}", hint="docs/http-api.md has every body")
+    return JSONResponse(error_body(found), status_code=found.http_status)
+
+
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    kind = NotFoundError if status == 404 else UsageError
+    said = f"there is nothing at {request.method} {request.url.path}"
+    return JSONResponse(error_body(kind(said)), status_code=status)

@@ -15,6 +15,14 @@ from lockgate.core.codec import from_json
 from lockgate.core.errors import IntegrityError, PermanentError, UsageError
 
 CONFIG_FILE = "config.toml"
+_RANGES = {
+    "port": (0, 65_535),
+    "gateway_port": (0, 65_535),
+    "tick_s": (0.01, 60.0),
+    "keep_samples_s": (60.0, 3.2e9),
+    "stream_idle_s": (1.0, 86_400.0),
+    "first_byte_timeout_s": (0.1, 86_400.0),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +70,14 @@ def load_settings(home: Path, **overrides: object) -> Settings:
             hint=f"settings are {', '.join(sorted(known))}",
         )
     try:
-        return from_json(Settings, values)
+        settings = from_json(Settings, values)
     except IntegrityError as error:
         raise UsageError(f"{path}: {error.message}") from error
+    for name, (low, high) in _RANGES.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise UsageError(f"{path}: {name} is {value}, it must be from {low:g} to {high:g}")
+    return settings
 
 
 def run_folder(home: Path) -> Path:

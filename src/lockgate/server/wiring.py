@@ -47,10 +47,14 @@ class Control:
         self.samples = SqliteSamples(home / "samples.db")
         self.registry = Registry(self.ledger, LocalObjects(home / "store"), self.clock)
         self._versions = Versions(home / "versions", self.registry)
-        self.fleet = LocalFleet(
-            home / "fleet", files=self._versions.folder, dropped=self._versions.drop
-        )
         self.gateway = self._gateway()
+        try:
+            self.fleet = LocalFleet(
+                home / "fleet", files=self._versions.folder, dropped=self._versions.drop
+            )
+        except BaseException:
+            self.gateway.close(stop=False)
+            raise
         tools = Tools(
             ledger=self.ledger,
             leases=self.ledger,

@@ -3,6 +3,7 @@
     <root>/format              which layout this is
     <root>/objects/ab/abcd…    one file an object, named by its digest's hexadecimal digits
     <root>/tmp/                what is being written; whole files move from here by rename
+    <root>/quarantine/         objects that were found damaged
 
 An object is written beside, fsynced, then renamed, so that its name never stands for half of it.
 """
@@ -87,12 +88,30 @@ class LocalObjects:
     def get(self, digest: Digest) -> bytes:
         """See `Objects.get`."""
         try:
-            data = self._path(digest).read_bytes()
+            return check(digest, self._path(digest).read_bytes())
         except FileNotFoundError:
             raise not_here(digest) from None
         except OSError as error:
             raise _cannot(f"object {digest} can't be read", error) from error
-        return check(digest, data)
+        except IntegrityError:
+            return self._second_look(digest)
+
+    def _second_look(self, digest: Digest) -> bytes:
+        """Reads a damaged object once more; if it stays so, puts it aside, so that a put heals it.
+
+        Raises IntegrityError when it is still damaged.
+        """
+        path = self._path(digest)
+        try:
+            return check(digest, path.read_bytes())
+        except OSError as error:
+            raise _cannot(f"object {digest} can't be read", error) from error
+        except IntegrityError:
+            aside = self._root / "quarantine"
+            with suppress(OSError):  # a store that can't be written still says what is wrong
+                aside.mkdir(exist_ok=True)
+                path.replace(aside / path.name)
+            raise
 
     def digests(self) -> Iterator[Digest]:
         """See `Objects.digests`."""

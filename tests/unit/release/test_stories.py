@@ -210,7 +210,7 @@ def test_rollback_after_the_old_one_was_retired_starts_it_again() -> None:
 def test_rollback_to_a_version_of_choice(world: World) -> None:
     for number in (1, 2, 3):
         world.serve(number)
-    with pytest.raises(UsageError, match="v4 never served"):
+    with pytest.raises(UsageError, match="v4 is not among the versions"):
         world.commands.rollback(MODEL, "local", actor="bob", reason="x", to="v4")
     world.commands.rollback(MODEL, "local", actor="bob", reason="x", to="v1")
     world.ticks(2)
@@ -417,3 +417,37 @@ def test_blue_green_flips_once_and_is_judged_alone(world: World) -> None:
     world.traffic(30, bad={3: "errors"})
     assert world.release(bad).phase == "reverted"
     assert world.split() == {2: 100}
+
+
+def test_promotion_by_a_person_still_asks_for_the_approval(world: World) -> None:
+    world.serve(1)
+    name = world.open(2, approve={"before": [100]})
+    world.traffic(5)
+    world.commands.promote(name, actor="bob", reason="hotfix")
+    world.traffic(5)
+    held = world.release(name).held
+    assert held is not None
+    assert (held.because, world.split()) == ("approval", {1: 90, 2: 10})
+    world.commands.approve(name, actor="ann", reason="four eyes")
+    world.traffic(5)
+    assert world.release(name).phase == "promoted"
+
+
+def test_a_step_that_waits_for_approval_passes_once(world: World) -> None:
+    world.serve(1)
+    name = world.open(2, approve={"before": [50]})
+    world.traffic(120)
+    world.commands.approve(name, actor="ann", reason="fine")
+    world.traffic(300)
+    assert world.story(name).count("StepPassed") == 3
+
+
+def test_an_alias_goes_back_with_a_rollback(world: World) -> None:
+    for number in (1, 2):
+        world.open(number, strategy={"blue-green": True, "bake": "0s", "min_requests": 0},
+                   checks=[], alias="champion")  # fmt: skip
+        world.engine.tick()
+    assert world.registry.model(MODEL).aliases == {"champion": 2}
+    world.commands.rollback(MODEL, "local", actor="bob", reason="x")
+    world.engine.tick()
+    assert world.registry.model(MODEL).aliases == {"champion": 1}

@@ -12,9 +12,9 @@ from lockgate.core.codec import to_json
 from lockgate.core.errors import UsageError
 from lockgate.ledger.api import Head
 from lockgate.ledger.chain import verify
-from lockgate.server.metrics import render
-from lockgate.server.series import series
-from lockgate.server.views import event_view, replica_view, route_view, short_names
+from lockgate.server.api.metrics import render
+from lockgate.server.api.series import series
+from lockgate.server.api.views import event_view, replica_view, route_view, short_names
 from lockgate.server.wiring import Control
 
 Caller = Callable[..., str]

@@ -13,7 +13,7 @@ from lockgate.ledger.api import Recorded
 from lockgate.release.planner import default_spec
 from lockgate.release.spec import ReleaseSpec, check_spec, parse_spec
 from lockgate.release.state import Release
-from lockgate.server.views import plan_view, release_summary, release_view, short_names
+from lockgate.server.api.views import plan_view, release_summary, release_view, short_names
 from lockgate.server.wiring import Control
 
 Caller = Callable[..., str]
@@ -47,7 +47,7 @@ class Back(Why):
     """Where to roll back, and to which version (None: the one before)."""
 
     target: str = "local"
-    to: str | None = None
+    version: str | None = None
 
 
 def read_spec(asked: Asked) -> ReleaseSpec:
@@ -95,7 +95,7 @@ def _opening(api: APIRouter, control: Control, caller: Caller) -> None:
     def rollback(owner: str, name: str, body: Back, who: str = actor) -> dict[str, str]:
         """Takes traffic off what was released last."""
         found = control.commands.rollback(
-            f"{owner}/{name}", body.target, actor=who, reason=body.reason, to=body.to
+            f"{owner}/{name}", body.target, actor=who, reason=body.reason, to=body.version
         )
         return {"release": found}
 

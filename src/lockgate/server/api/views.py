@@ -10,8 +10,9 @@ from lockgate.core.clock import iso
 from lockgate.core.codec import to_json
 from lockgate.core.digests import short
 from lockgate.core.events import kind_of
+from lockgate.core.traffic import WHOLE
 from lockgate.fleet.api import Replica
-from lockgate.gateway.api import GatewayView
+from lockgate.gateway.api import GatewayView, RouteView
 from lockgate.ledger.api import Recorded
 from lockgate.ledger.audit import say
 from lockgate.registry.catalog import Model, Version
@@ -122,7 +123,7 @@ def release_view(
         "now": iso(now),
         "elapsed_s": (release.ended_at or now) - release.opened_at,
         "bake_left_s": _bake_left(release, now),
-        "split": dict(route.weights) if route else {},
+        "split": _split(release, route),
         "steps": [_step(release, index) for index in range(len(plan.steps))],
         "verdict": to_json(release.verdict),
         "rollback": to_json(release.rollback),
@@ -135,6 +136,16 @@ def release_view(
         ],
         "timeline": [event_view(recorded, names) for recorded in timeline],
     }
+
+
+def _split(release: Release, route: RouteView | None) -> dict[str, int]:
+    """Returns the split in force, and of a release that ended the one that it ended with."""
+    plan = release.plan
+    if release.phase == "promoted":
+        return {plan.candidate.digest: WHOLE}
+    if release.final:
+        return {plan.baseline.digest: WHOLE} if plan.baseline else {}
+    return dict(route.weights) if route else {}
 
 
 def _bake_left(release: Release, now: float) -> float | None:

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lockgate.core.codec import from_json, to_json
 from lockgate.core.digests import Digest, parse_digest
-from lockgate.core.errors import UsageError
+from lockgate.core.errors import IntegrityError, UsageError
 from lockgate.registry import catalog, compare
 from lockgate.registry.restore import verify
 from lockgate.registry.service import Details
-from lockgate.server.views import model_view, version_view
+from lockgate.server.api.views import model_view, version_view
 from lockgate.server.wiring import Control
 from lockgate.store.frames import MAX_BODY, unpack
 
@@ -204,5 +204,8 @@ def _writes(api: APIRouter, control: Control, caller: Caller) -> None:
 
 
 def _details(body: dict[str, Any]) -> Details:
-    details = from_json(Details, body)
+    try:
+        details = from_json(Details, body)
+    except IntegrityError as error:
+        raise UsageError(f"the details can't be used: {error.message}") from error
     return replace(details, bytes_new=max(0, details.bytes_new))
