@@ -33,7 +33,10 @@ class ReplicaSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """One serving process, as the fleet sees it now. `failed`: gave up, `message` says why."""
+    """One serving process, as the fleet sees it now. `failed`: gave up, `message` says why.
+
+    `crashes` holds when it was last started again, in seconds since the epoch, at most ten times.
+    """
 
     name: str
     route: str
@@ -42,6 +45,7 @@ class Replica:
     since: float
     endpoint: Endpoint | None = None
     restarts: int = 0
+    crashes: tuple[float, ...] = ()
     runtime: str = ""
     message: str = ""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lockgate.core.digests import hex_of
@@ -71,9 +72,12 @@ class LocalFleet:
                 if name not in self._supervisors:
                     self._supervise(self._root / name, spec, index)
             for supervisor in self._supervisors.values():
-                same = (supervisor.spec.route, supervisor.spec.version)
-                if same == (spec.route, spec.version) and supervisor.index >= spec.count:
-                    supervisor.drain()
+                known = supervisor.spec
+                if (known.route, known.version) != (spec.route, spec.version):
+                    continue
+                other = spec.count > 0 and replace(known, count=spec.count) != spec
+                if supervisor.index >= spec.count or other:
+                    supervisor.drain()  # one that shall run otherwise comes back when it is gone
 
     def _sweep(self) -> None:
         """Forgets replicas that are drained and gone."""

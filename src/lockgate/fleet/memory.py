@@ -62,6 +62,7 @@ class MemoryFleet:
             if replica.version == version:
                 self._replicas[name] = replace(
                     replica, state="starting", restarts=replica.restarts + restarts,
+                    crashes=(*replica.crashes, *([self._now()] * restarts)),
                     since=self._now(), message="exit status 1",
                 )  # fmt: skip
 

@@ -34,6 +34,7 @@ _LIVENESS_FAILURES = 6
 _BACKOFF_MAX_S = 30.0
 _STEADY_S = 300.0
 _MAX_STARTS = 4
+_CRASHES = 10
 _HOST = "127.0.0.1"
 
 
@@ -210,7 +211,11 @@ class Supervisor(threading.Thread):
                 return
 
     def _back_off(self) -> None:
-        self._view = replace(self._view, restarts=self._view.restarts + 1)
+        self._view = replace(
+            self._view,
+            restarts=self._view.restarts + 1,
+            crashes=(*self._view.crashes, time.time())[-_CRASHES:],
+        )
         self._trouble = self._view.message
         pause = min(0.25 * 2**self._starts, _BACKOFF_MAX_S)
         deadline = time.monotonic() + pause

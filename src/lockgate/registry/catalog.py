@@ -35,12 +35,14 @@ class Version:
 class Model:
     """A named line of versions, in order, and where its aliases point.
 
-    `events` is the length of its stream.
+    `alias_times` says when each was moved last (seconds since the epoch); `events` is the length
+    of its stream.
     """
 
     name: str
     versions: tuple[Version, ...] = ()
     aliases: Mapping[str, int] = field(default_factory=dict)
+    alias_times: Mapping[str, float] = field(default_factory=dict)
     events: int = 0
 
     def find(self, ref: VersionRef) -> Version:
@@ -71,7 +73,8 @@ def evolve(models: Mapping[str, Model], recorded: Recorded) -> Mapping[str, Mode
     if isinstance(event, AliasMoved):
         model = models.get(event.model, Model(name=event.model))
         aliases = {**model.aliases, event.alias: event.number}
-        model = replace(model, aliases=aliases, events=recorded.version)
+        times = {**model.alias_times, event.alias: recorded.at}
+        model = replace(model, aliases=aliases, alias_times=times, events=recorded.version)
         return {**models, event.model: model}
     return models
 

@@ -9,7 +9,7 @@ from lockgate.core import events as ev
 from lockgate.core.clock import Clock
 from lockgate.core.codec import to_json
 from lockgate.core.errors import ConflictError, NotFoundError, UsageError
-from lockgate.core.names import route_name
+from lockgate.core.names import check_model, check_target, route_name
 from lockgate.ledger.api import Ledger
 from lockgate.registry.service import Registry
 from lockgate.release.plan import Plan
@@ -57,17 +57,19 @@ class Commands:
         Raises ConflictError when another release is under way on the route, or when the plan is no
         longer the one called `plan_digest`.
         """
-        plan = self.plan(spec)
-        if plan_digest is not None and plan.digest != plan_digest:
-            raise ConflictError(
-                "the plan has changed since it was made: what serves now is another version, "
-                "or the spec was edited",
-                hint="make a new plan and read it: lockgate plan",
-            )
-        if not plan.changes:
+
+        def fresh() -> Plan:
+            plan = self.plan(spec)
             self._check_free(plan.route)
-            return Opened(release=None, plan=plan)
-        return Opened(release=self._open(plan, actor, reason), plan=plan)
+            if plan_digest is not None and plan.digest != plan_digest:
+                raise ConflictError(
+                    "the plan has changed since it was made: what serves now is another version, "
+                    "or the spec was edited",
+                    hint="make a new plan and read it: lockgate plan",
+                )
+            return plan
+
+        return self._open(fresh, actor, reason)
 
     def _check_free(self, route: str) -> None:
         found = self._book().routes.get(route)
@@ -78,10 +80,13 @@ class Commands:
                 hint=f"lockgate watch {active.id} · lockgate rollback {found.model}",
             )
 
-    def _open(self, plan: Plan, actor: str, reason: str) -> str:
+    def _open(self, fresh: Callable[[], Plan], actor: str, reason: str) -> Opened:
+        """Opens what `fresh` plans; plans anew whenever somebody else wrote first."""
         for _ in range(_TRIES):
-            self._check_free(plan.route)
             name = next_id(self._book())
+            plan = fresh()
+            if not plan.changes:
+                return Opened(release=None, plan=plan)
             opened = ev.ReleaseOpened(
                 release=name,
                 model=plan.model,
@@ -99,7 +104,7 @@ class Commands:
                 self._ledger.append(f"release/{name}", 0, [opened], actor=actor, at=now)
             except ConflictError:
                 continue
-            return name
+            return Opened(release=name, plan=plan)
         raise ConflictError("too many releases are opened at this moment; try again")
 
     def rollback(
@@ -110,21 +115,31 @@ class Commands:
         A release under way turns back. Otherwise the version that served before (or `to`) comes
         back by a release of its own. Raises ConflictError when there is nothing to go back to.
         """
-        route = self._route(model, target)
-        if route.active is not None and to is None:
-            return self._turn_back(route.active.id, actor, reason)
-        serving = route.serving
-        goal = self._goal(route, to)
-        if serving is None or goal is None:
-            raise ConflictError(
-                f"nothing served on {route.name} before what serves now",
-                hint="release another version instead: lockgate release",
-            )
-        plan = rollback_plan(route, serving, goal, keep_previous_s=_KEEP_AFTER_ROLLBACK_S)
-        return self._open(plan, actor, reason)
+        check_target(target)
+        active = self._route(model, target).active
+        if active is not None and to is None:
+            if active.plan.intent == "rollback":
+                return active.id  # it goes back already
+            return self._turn_back(active.id, actor, reason)
+
+        def fresh() -> Plan:
+            self._check_free(route_name(model, target))
+            route = self._route(model, target)
+            serving, goal = route.serving, self._goal(route, to)
+            if serving is None or goal is None:
+                raise ConflictError(
+                    f"nothing served on {route.name} before what serves now",
+                    hint="release another version instead: lockgate release",
+                )
+            return rollback_plan(route, serving, goal, keep_previous_s=_KEEP_AFTER_ROLLBACK_S)
+
+        opened = self._open(fresh, actor, reason)
+        if opened.release is None:
+            raise ConflictError(f"{opened.plan.candidate} serves already")
+        return opened.release
 
     def _route(self, model: str, target: str) -> Route:
-        name = route_name(model, target)
+        name = route_name(check_model(model), target)
         route = self._book().routes.get(name)
         if route is None:
             raise NotFoundError(f"nothing was ever released to {name}")

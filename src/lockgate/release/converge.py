@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lockgate.core.traffic import Endpoint
+from lockgate.core.traffic import WHOLE, Endpoint
 from lockgate.fleet.api import Replica, ReplicaSpec
 from lockgate.gateway.api import PoolView, RouteSpec
 from lockgate.release.decide import same_split
@@ -69,16 +69,39 @@ class Scene:
 
 
 def converge(desired: Desired, scene: Scene) -> Iterator[Action]:
-    """Yields the actions that are safe now, in order; the rest waits for the next look."""
+    """Yields the actions that are safe now, in order; the rest waits for the next look.
+
+    Going back comes before everything else: it needs nothing but a baseline that can be reached.
+    """
+    going_back = _goes_back(desired, scene)
+    if going_back:
+        yield from _split(desired, scene)
     for wanted in desired.run:
         yield SetReplicas(spec=_spec(desired, wanted))
     for wanted in desired.run:
         yield from _pool(desired, scene, wanted.version.digest)
-    yield from _split(desired, scene)
+    if not going_back:
+        yield from _split(desired, scene)
     running = {wanted.version.digest for wanted in desired.run}
     known = set(scene.pools) | {replica.version for replica in scene.replicas}
     for version in sorted(known - running):
         yield from _remove(desired, scene, version)
+
+
+def concerns(action: Action) -> str | None:
+    """Returns the version that `action` is about; None for a split."""
+    match action:
+        case SetReplicas(spec=spec):
+            return spec.version
+        case SetPool(version=version) | RemovePool(version=version):
+            return version
+    return None
+
+
+def _goes_back(desired: Desired, scene: Scene) -> bool:
+    """Says whether traffic only moves to the baseline, and the proxies can reach that already."""
+    grows = {v for v, w in desired.split.items() if w > scene.split.get(v, 0)}
+    return bool(scene.split) and grows == {desired.baseline} and desired.baseline in scene.pools
 
 
 def _spec(desired: Desired, wanted: Wanted) -> ReplicaSpec:
@@ -113,22 +136,34 @@ def _pool(desired: Desired, scene: Scene, version: str) -> Iterator[Action]:
 
 
 def _split(desired: Desired, scene: Scene) -> Iterator[Action]:
-    if not desired.split or same_split(desired.split, scene.split):
+    split = _reachable(desired, scene)
+    if not split or same_split(split, scene.split):
         return
-    replicas = {wanted.version.digest: wanted.serving.replicas for wanted in desired.run}
-    for version, weight in desired.split.items():
-        grows = weight > scene.split.get(version, 0)
-        needed = 1 if version == desired.baseline else replicas.get(version, 1)
-        if grows and len(_ready(scene, version)) < needed:
-            return  # capacity before traffic; going back to the baseline, one replica is enough
     spec = RouteSpec(
         name=desired.route,
         model=desired.model,
-        weights=dict(desired.split),
+        weights=dict(split),
         baseline=desired.baseline,
         sticky_header=desired.sticky_header,
     )
     yield SetWeights(spec=spec)
+
+
+def _reachable(desired: Desired, scene: Scene) -> Mapping[str, int]:
+    """Returns the desired split if there is capacity for it, else nothing.
+
+    Capacity before traffic: a version whose share grows has all its replicas ready; for the
+    baseline one is enough. A route that lost its split altogether falls back to the baseline.
+    """
+    replicas = {wanted.version.digest: wanted.serving.replicas for wanted in desired.run}
+    for version, weight in desired.split.items():
+        needed = 1 if version == desired.baseline else replicas.get(version, 1)
+        if weight > scene.split.get(version, 0) and len(_ready(scene, version)) < needed:
+            alone = desired.baseline
+            if not scene.split and alone is not None and _ready(scene, alone):
+                return {alone: WHOLE}
+            return {}
+    return desired.split
 
 
 def _remove(desired: Desired, scene: Scene, version: str) -> Iterator[Action]:

@@ -20,6 +20,8 @@ from lockgate.release.state import Release
 
 CRASH_LOOP = 3
 """Restarts of one candidate replica while it has traffic that count as a crash loop."""
+NEWS_S = 5.0
+"""Seconds between two records of a verdict that wavers; a fail is recorded at once."""
 GIVE_UP_FAILURES = 3
 """Actions in a row that can never succeed before the release turns back."""
 
@@ -28,7 +30,8 @@ GIVE_UP_FAILURES = 3
 class World:
     """What is true outside, as adapters tell it. `weights` and `revision` are what is in force.
 
-    `pools` is every version on the route that proxies can reach. `verdict` is None when the judge
+    `pools` is every version on the route that proxies can reach, `kept` what stays ready whatever
+    becomes of the release. `verdict` is None when the judge
     was not asked. `now` is in seconds since the epoch.
     """
 
@@ -37,6 +40,7 @@ class World:
     weights: Weights = field(default_factory=dict)
     revision: int = 0
     pools: Mapping[str, int] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
     verdict: Verdict | None = None
 
     def ready(self, version: str) -> int:
@@ -127,13 +131,13 @@ def _baking(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
     if verdict is not None and verdict.outcome == "fail":
         return _fail(release, verdict)
     last = release.step == len(release.plan.steps) - 1
+    if release.held is not None and release.held.because == "person":
+        return ()
     if release.promote_now:
         end = len(release.plan.steps) - 1
         return (ev.ReleasePromoted(release=release.id),) if last else _enter(release, end)
-    if release.held is not None and release.held.because == "person":
-        return ()
     step = release.plan.steps[release.step]
-    news = _news(release, verdict)
+    news = _news(release, world, verdict)
     if world.now < release.entered_at + step.bake_s:
         return news
     judged = bool(release.plan.checks) or step.min_requests > 0
@@ -143,17 +147,28 @@ def _baking(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
 
 
 def _replica_trouble(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
-    """Turns back when the candidate's replicas give up or crash again and again."""
-    candidate = release.plan.candidate.digest
+    """Turns back when the candidate's replicas give up or crash again and again under traffic.
+
+    The first release has nothing to turn back to once it serves, and a rollback is not undone.
+    """
+    plan, candidate = release.plan, release.plan.candidate.digest
+    if plan.intent == "rollback" or (plan.baseline is None and world.weights.get(candidate, 0)):
+        return ()
+    since = release.evidence_from or release.entered_at
     for replica in world.replicas:
-        if replica.version != candidate:
-            continue
-        if replica.state == "failed" or replica.restarts >= CRASH_LOOP:
-            what = replica.message or f"restarted {replica.restarts} times"
-            return (_back(release, "replicas", f"replica {replica.name}: {what}"),)
+        crashes = sum(at >= since for at in replica.crashes)
+        if replica.version == candidate and (replica.state == "failed" or crashes >= CRASH_LOOP):
+            what = replica.message or f"restarted {crashes} times"
+            return (_give_up(release, "replicas", f"replica {replica.name}: {what}"),)
     if release.failures >= GIVE_UP_FAILURES:
-        return (_back(release, "gateway", release.note),)
+        return (_give_up(release, "gateway", release.note),)
     return ()
+
+
+def _give_up(release: Release, cause: ev.RevertCause, reason: str) -> ev.ReleaseEvent:
+    return (
+        _failed(release, reason) if release.plan.baseline is None else _back(release, cause, reason)
+    )
 
 
 def _fail(release: Release, verdict: Verdict) -> tuple[ev.ReleaseEvent, ...]:
@@ -174,10 +189,12 @@ def _back(
     return ev.RollbackStarted(release=release.id, cause=cause, reason=reason, verdict=verdict)
 
 
-def _news(release: Release, verdict: Verdict | None) -> tuple[ev.ReleaseEvent, ...]:
-    """Records a verdict when its outcome is another one than the last recorded."""
-    known = release.verdict.outcome if release.verdict else None
-    if verdict is None or verdict.outcome == known:
+def _news(release: Release, world: World, verdict: Verdict | None) -> tuple[ev.ReleaseEvent, ...]:
+    """Records a verdict when its outcome is another one than the last recorded, not too often."""
+    known = release.verdict
+    if verdict is None or (known is not None and verdict.outcome == known.outcome):
+        return ()
+    if known is not None and world.now - known.at < NEWS_S:
         return ()
     return (ev.Judged(release=release.id, step=release.step, verdict=verdict),)
 
@@ -186,6 +203,8 @@ def _wait_for_evidence(
     release: Release, world: World, verdict: Verdict | None
 ) -> tuple[ev.ReleaseEvent, ...]:
     step = release.plan.steps[release.step]
+    if release.held is not None and release.held.because == "approval":
+        return ()
     reason = verdict.reason if verdict else "the judge has no samples"
     if world.now >= release.entered_at + step.bake_s + release.plan.give_up_s:
         return (_back(release, "deadline", f"still not judged: {reason}", verdict),)
@@ -210,7 +229,7 @@ def _reverting(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
         if world.weights.get(candidate, 0):
             return ()
         return (ev.TrafficReverted(release=release.id, revision=world.revision),)
-    if world.gone(candidate):
+    if world.gone(candidate) or candidate in world.kept:
         return (ev.ReleaseReverted(release=release.id),)
     return ()
 

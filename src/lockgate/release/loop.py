@@ -19,7 +19,14 @@ from lockgate.observe.api import Samples
 from lockgate.registry.service import Registry
 from lockgate.release import routes
 from lockgate.release.act import Ports, act, describe
-from lockgate.release.converge import Action, Scene, SetReplicas, converge
+from lockgate.release.converge import (
+    Action,
+    Scene,
+    SetReplicas,
+    SetWeights,
+    concerns,
+    converge,
+)
 from lockgate.release.decide import GIVE_UP_FAILURES, World, decide
 from lockgate.release.routes import Book, Route, desired
 from lockgate.release.state import Release
@@ -79,6 +86,9 @@ class Engine:
             except LockgateError as error:
                 self.trouble[name] = error.message
                 _log.warning("%s: %s", name, error.message)
+            except Exception as error:  # noqa: BLE001 - one route's fault is not another one's
+                self.trouble[name] = f"{type(error).__name__}: {error}"
+                _log.exception("%s", name)
         return True
 
     def stop(self) -> None:
@@ -98,8 +108,8 @@ class Engine:
         book = self.book()
         for release in book.releases.values():
             active = book.routes[release.route].active
-            if not release.final and active is not None and active.id != release.id:
-                reason = f"{active.id} was opened on {release.route} at the same moment"
+            if not release.final and (active is None or active.id != release.id):
+                reason = f"something else changed {release.route} at the same moment"
                 self._append(release, (ev.ReleaseFailed(release=release.id, reason=reason),), lease)
 
     def _tick_route(self, name: str, lease: Lease) -> None:
@@ -109,7 +119,8 @@ class Engine:
             route = self.book().routes[name]
             moved = self._converge(route, lease) or moved
             if not moved:
-                return
+                break
+        self._follow_alias(self.book().routes[name])
 
     def _decide(self, route: Route, lease: Lease) -> bool:
         now = self._tools.clock.now()
@@ -124,8 +135,6 @@ class Engine:
             release = self.book().releases[route.line[-1].release] if events else None
         if not events or release is None:
             return False
-        if any(isinstance(event, ev.ReleasePromoted) for event in events):
-            self._move_alias(release)
         self._append(release, events, lease)
         return True
 
@@ -141,12 +150,18 @@ class Engine:
             return ()
         return (ev.VersionRetired(release=route.line[-1].release, version=previous.version),)
 
-    def _move_alias(self, release: Release) -> None:
-        plan = release.plan
-        if plan.alias is not None:
+    def _follow_alias(self, route: Route) -> None:
+        """Moves the alias of what serves there, unless somebody has moved it since."""
+        serving = route.serving
+        if serving is None or serving.alias is None or route.active is not None:
+            return
+        known = self._tools.registry.model(route.model)
+        moved_at = known.alias_times.get(serving.alias, 0.0)
+        if moved_at <= serving.since and known.aliases.get(serving.alias) != serving.version.number:
             self._tools.registry.move_alias(
-                plan.model, plan.alias, plan.candidate.digest, actor=ACTOR, reason=release.id
-            )
+                route.model, serving.alias, serving.version.digest, actor=ACTOR,
+                reason=serving.release,
+            )  # fmt: skip
 
     def _world(self, route: Route, now: float) -> World:
         scene = self._scene(route, now)
@@ -156,6 +171,7 @@ class Engine:
             weights=scene.split,
             revision=scene.revision,
             pools={version: len(pool.endpoints) for version, pool in scene.pools.items()},
+            kept=_kept(route, now),
         )
 
     def _judge(self, release: Release, now: float) -> Verdict | None:
@@ -189,34 +205,51 @@ class Engine:
         )
 
     def _converge(self, route: Route, lease: Lease) -> bool:
-        """Acts until one action fails; says whether the world was changed by more than a wish."""
+        """Acts; says whether the world was changed by more than a wish.
+
+        A version whose action failed is left alone until the next look, the others are not.
+        """
         now = self._tools.clock.now()
         moved = False
+        failed: set[str | None] = set()
         self.trouble.pop(route.name, None)
         for action in converge(desired(route, now), self._scene(route, now)):
+            if concerns(action) in failed or (failed and isinstance(action, SetWeights)):
+                continue
             try:
                 act(action, self._ports)
             except (TemporaryError, ConflictError) as error:
                 self.trouble[route.name] = error.message
                 _log.warning("%s: %s", describe(action), error.message)
-                return moved
+                failed.add(concerns(action))
             except PermanentError as error:
                 self._note_failure(route, action, error, lease)
-                return moved
-            moved = moved or not isinstance(action, SetReplicas)
+                failed.add(concerns(action))
+            else:
+                moved = moved or not isinstance(action, SetReplicas)
         return moved
 
     def _note_failure(
         self, route: Route, action: Action, error: PermanentError, lease: Lease
     ) -> None:
         self.trouble[route.name] = error.message
-        release = route.active
+        release = self.book().routes[route.name].active
         if release is None or release.failures >= GIVE_UP_FAILURES:
             return
+        if concerns(action) not in (None, release.plan.candidate.digest):
+            return  # not this release's fault
         failed = ev.ActionFailed(
             release=release.id, action=describe(action), reason=error.message, permanent=True
         )
         self._append(release, (failed,), lease)
+
+
+def _kept(route: Route, now: float) -> frozenset[str]:
+    """Returns the versions that run whatever becomes of the release under way."""
+    kept = {route.serving.version.digest} if route.serving else set()
+    if route.previous is not None and now < route.keep_until:
+        kept.add(route.previous.version.digest)
+    return frozenset(kept)
 
 
 def _drain_until(route: Route) -> float:

@@ -82,8 +82,11 @@ def _after(route: Route, release: Release, recorded: Recorded) -> Route:
     if isinstance(event, ev.VersionRetired):
         gone = route.previous and route.previous.version.digest == event.version.digest
         return replace(route, previous=None) if gone else route
-    if isinstance(event, ev.ReleaseOpened) and route.active is not None:
-        return route  # two opened at once: the first one has the route
+    if isinstance(event, ev.ReleaseOpened):
+        serves = route.serving.version.digest if route.serving else None
+        planned_for = event.baseline.digest if event.baseline else None
+        if route.active is not None or serves != planned_for:
+            return route  # somebody else moved first: this one never gets the route
     ours = route.active is None or route.active.id == release.id
     if not ours:
         return route
@@ -101,9 +104,8 @@ def _promoted(route: Route, release: Release, at: float) -> Route:
     )
     line = route.line
     if plan.intent == "rollback":
-        digests = [s.version.digest for s in line]
-        keep = digests.index(plan.candidate.digest) if plan.candidate.digest in digests else 0
-        line = line[:keep]
+        served_before = [i for i, s in enumerate(line[:-1]) if s.version == plan.candidate]
+        line = line[: max(served_before, default=0)]
     return replace(
         route,
         line=(*line, served),

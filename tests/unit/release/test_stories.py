@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lockgate.core.codec import to_json
 from lockgate.core.errors import (
     ConflictError,
     NotFoundError,
@@ -11,6 +12,8 @@ from lockgate.core.errors import (
     TemporaryError,
     UsageError,
 )
+from lockgate.core.events import ReleaseOpened
+from lockgate.release.planner import default_spec
 
 from .world import MODEL, ROUTE, World
 
@@ -250,16 +253,12 @@ def test_two_releases_opened_at_the_same_moment_become_one(world: World) -> None
 
 
 def test_the_version_that_serves_needs_no_release(world: World) -> None:
-    from lockgate.release.planner import default_spec
-
     world.serve(1)
     opened = world.commands.open(default_spec(MODEL, "v1", "local"), actor="ann")
     assert opened.release is None
 
 
 def test_a_plan_that_became_stale_is_refused(world: World) -> None:
-    from lockgate.release.planner import default_spec
-
     world.serve(1)
     spec = default_spec(MODEL, "v3", "local")
     digest = world.commands.plan(spec).digest
@@ -451,3 +450,118 @@ def test_an_alias_goes_back_with_a_rollback(world: World) -> None:
     world.commands.rollback(MODEL, "local", actor="bob", reason="x")
     world.engine.tick()
     assert world.registry.model(MODEL).aliases == {"champion": 1}
+
+
+def test_old_crashes_do_not_undo_a_rollback(world: World) -> None:
+    world.serve(1)
+    world.fleet.crash(world.d(1), 3)
+    world.ticks(3)
+    world.serve(2)
+    world.commands.rollback(MODEL, "local", actor="bob", reason="x")
+    world.ticks(3)
+    assert world.split() == {1: 100}
+
+
+def test_traffic_goes_back_even_when_the_fleet_refuses_the_baseline(world: World) -> None:
+    world.serve(1)
+    name = world.open(2)
+    world.traffic(5)
+    world.fleet.impossible.add(world.d(1))
+    world.commands.rollback(MODEL, "local", actor="bob", reason="x")
+    world.ticks(3)
+    assert world.split() == {1: 100}
+    assert world.release(name).phase == "reverted"
+
+
+def test_a_first_release_that_crashes_once_it_serves_locks_nothing(world: World) -> None:
+    name = world.open(1)
+    world.gateway.fail_next(TemporaryError("late"))
+    world.engine.tick()
+    world.fleet.crash(world.d(1), 3)
+    world.ticks(5)
+    assert world.release(name).phase == "promoted"
+    world.serve(2)
+
+
+def test_rolling_back_to_what_serves_is_refused(world: World) -> None:
+    for number in (1, 2, 1):
+        world.serve(number)
+    with pytest.raises(ConflictError, match="v1 serves already"):
+        world.commands.rollback(MODEL, "local", actor="bob", reason="x", to="v1")
+
+
+def test_a_second_rollback_does_not_undo_the_first() -> None:
+    world = World(start_s=5)
+    quick = {"strategy": {"blue-green": True, "bake": "0s", "min_requests": 0}, "checks": []}
+    for number in (1, 2):
+        world.open(number, **quick)
+        world.ticks(10)
+    world.ticks(320)
+    name = world.commands.rollback(MODEL, "local", actor="bob", reason="now")
+    world.ticks(1)
+    assert world.commands.rollback(MODEL, "local", actor="eve", reason="NOW") == name
+    world.ticks(10)
+    assert world.split() == {1: 100}
+
+
+def test_a_plan_made_before_another_promotion_never_takes_traffic(world: World) -> None:
+    world.serve(1)
+    stale = world.commands.plan(default_spec(MODEL, "v3", "local"))
+    world.serve(2)
+    opened = ReleaseOpened(
+        release="rel-7", model=MODEL, target="local", route=ROUTE, candidate=stale.candidate,
+        baseline=stale.baseline, plan=to_json(stale), plan_digest=stale.digest,
+    )  # fmt: skip
+    world.ledger.append("release/rel-7", 0, [opened], actor="eve", at=world.clock.now())
+    world.ticks(3)
+    assert world.release("rel-7").phase == "failed"
+    assert world.split() == {2: 100}
+
+
+def test_a_kept_version_released_again_and_stopped_does_not_block_the_route(world: World) -> None:
+    world.serve(1)
+    world.serve(2)
+    name = world.open(1)
+    world.ticks(3)
+    world.commands.rollback(MODEL, "local", actor="bob", reason="x")
+    world.ticks(3)
+    assert world.release(name).phase == "reverted"
+    world.serve(3)
+
+
+def test_rollbacks_walk_down_the_line(world: World) -> None:
+    for number in (1, 2, 1, 3):
+        world.serve(number)
+    for expected in (1, 2, 1):
+        world.commands.rollback(MODEL, "local", actor="bob", reason="x")
+        world.ticks(2)
+        assert world.split() == {expected: 100}
+
+
+def test_a_wavering_verdict_does_not_fill_the_ledger(world: World) -> None:
+    world.serve(1)
+    name = world.open(2, strategy={"canary": [10, 100], "bake": "1h", "min_requests": 30})
+    world.traffic(60)
+    assert world.story(name).count("Judged") <= 1 + 60 // 5
+
+
+def test_waiting_for_an_approval_has_no_deadline(world: World) -> None:
+    world.serve(1)
+    name = world.open(2, approve={"before": [50]})
+    world.traffic(120)
+    world.ticks(100, every=120)
+    held = world.release(name).held
+    assert held is not None
+    assert held.because == "approval"
+
+
+def test_a_gateway_that_forgot_everything_gets_the_baseline_back_first(world: World) -> None:
+    world.serve(1)
+    world.open(2, replicas=2)
+    world.traffic(5)
+    world.gateway._routes.clear()
+    world.gateway._pools.clear()
+    world.fleet.crash(world.d(2))
+    world.fleet._start_s = 1000
+    world.ticks(2)
+    assert world.split() == {1: 100}
