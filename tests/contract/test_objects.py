@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import uvicorn
 
+from lockgate.client.client import Client, RemoteObjects
+from lockgate.client.home import Server
+from lockgate.core.clock import ManualClock
 from lockgate.core.digests import Digest, digest_of
 from lockgate.core.errors import IntegrityError, NotFoundError
+from lockgate.ledger.memory import MemoryLedger
+from lockgate.registry.service import Registry
+from lockgate.server.app import create_app
 from lockgate.store.local import LocalObjects
 from lockgate.store.memory import MemoryObjects
 
-AnyObjects = MemoryObjects | LocalObjects
+AnyObjects = MemoryObjects | LocalObjects | RemoteObjects
 
 
-@pytest.fixture(params=["memory", "local"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> AnyObjects:
-    return MemoryObjects() if request.param == "memory" else LocalObjects(tmp_path / "store")
+@contextmanager
+def remote(folder: Path) -> Iterator[RemoteObjects]:
+    """Objects of a real HTTP server over a local store."""
+    ledger = MemoryLedger()
+    registry = Registry(ledger, LocalObjects(folder), ManualClock())
+    control = SimpleNamespace(token="t" * 40, registry=registry, commands=None)
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = create_app(control)  # type: ignore[arg-type]
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with Client(Server(url=url, token="t" * 40)) as client:
+            yield RemoteObjects(client)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture(params=["memory", "local", "remote"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyObjects]:
+    if request.param == "remote":
+        with remote(tmp_path / "store") as found:
+            yield found
+    else:
+        yield MemoryObjects() if request.param == "memory" else LocalObjects(tmp_path / "store")
 
 
 def put(objects: AnyObjects, *contents: bytes) -> list[Digest]:
@@ -89,3 +126,8 @@ def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "format").write_text("lockgate/store@9\n")
     with pytest.raises(IntegrityError, match="store@9"):
         LocalObjects(tmp_path)
+
+
+def test_what_is_not_here_can_not_be_made_durable(objects: AnyObjects) -> None:
+    with pytest.raises(NotFoundError):
+        objects.flush([digest_of(b"nowhere")])

@@ -40,7 +40,7 @@ class Client:
         found = server or find_server(default_home())
         headers = {"authorization": f"Bearer {found.token}"}
         if actor:
-            headers["lockgate-actor"] = actor
+            headers["lockgate-actor"] = actor.encode("ascii", "replace").decode().replace("?", "_")
         self.url = found.url
         self._http = httpx2.Client(
             base_url=f"{found.url}/api/v1", headers=headers, timeout=_TIMEOUT_S, trust_env=False

@@ -64,5 +64,5 @@ def find_server(home: Path, url: str | None = None) -> Server:
 def _read(path: Path) -> str | None:
     try:
         return path.read_text("utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None

@@ -8,6 +8,7 @@ from lockgate.core.errors import UsageError
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST_S = 100 * 365 * 86_400.0
 _BYTES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
@@ -17,13 +18,13 @@ def parse_duration(text: str | float) -> float:
     Raises UsageError for anything else.
     """
     if isinstance(text, int | float) and not isinstance(text, bool):
-        if text < 0:
-            raise UsageError(f"{text} is not a duration: it is negative")
+        if not 0 <= text <= _LONGEST_S:
+            raise UsageError("a duration is not below zero and not above a hundred years")
         return float(text)
     parts = _DURATION.findall(str(text).replace(" ", ""))
     if not parts or "".join(n + u for n, u in parts) != str(text).replace(" ", ""):
         raise UsageError(f"{text!r} is not a duration", hint="write it like 90s, 10m or 1h30m")
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    return parse_duration(sum(float(number) * _SECONDS[unit] for number, unit in parts))
 
 
 def parse_ratio(text: str | float) -> float:

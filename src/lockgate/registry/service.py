@@ -6,9 +6,11 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from lockgate.core import canonical
 from lockgate.core.clock import Clock
+from lockgate.core.codec import to_json
 from lockgate.core.digests import Digest, digest_of, short
-from lockgate.core.errors import ConflictError, IntegrityError, UsageError
+from lockgate.core.errors import ConflictError, IntegrityError, NotFoundError, UsageError
 from lockgate.core.events import AliasMoved, Edge, VersionPublished
 from lockgate.core.names import check_alias, check_model, parse_version
 from lockgate.ledger.api import Ledger
@@ -19,6 +21,7 @@ from lockgate.store.api import Objects
 
 _TRIES = 5
 _MAX_LABELS = 64
+_MAX_DETAILS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +104,8 @@ class Registry:
     def _check_details(self, details: Details) -> None:
         if len(details.labels) > _MAX_LABELS:
             raise UsageError(f"a version has at most {_MAX_LABELS} labels")
+        if len(canonical.encode(to_json(details))) > _MAX_DETAILS:
+            raise UsageError(f"what is said of a version has at most {_MAX_DETAILS} bytes")
         for edge in details.lineage:
             if self.model(edge.model).by_digest(edge.digest) is None:
                 raise UsageError(f"{edge.model} has no version {edge.digest} to be {edge.relation}")
@@ -118,7 +123,7 @@ class Registry:
                 number=len(known.versions) + 1,
                 digest=digest,
                 bytes_total=manifest.size,
-                bytes_new=details.bytes_new,
+                bytes_new=min(max(0, details.bytes_new), manifest.size),
                 artifacts=len(manifest.artifacts),
                 tensors=manifest.tensors,
                 environment=details.environment,
@@ -165,13 +170,17 @@ class Registry:
         """Removes those of `digests` that no version names; returns how many.
 
         For a publish that failed. One that runs beside it and counted on them is told by `commit`.
+        While the manifest of any version can't be read nothing is removed: it might name them.
         """
         with self._lock:
             named: set[str] = set()
             for model in self.models().values():
                 for version in model.versions:
                     named.add(version.digest)
-                    named.update(self.manifest(version.digest).objects())
+                    try:
+                        named.update(self.manifest(version.digest).objects())
+                    except (NotFoundError, IntegrityError):
+                        return 0
             loose = [digest for digest in digests if digest not in named]
             self.objects.discard(loose)
             return len(loose)

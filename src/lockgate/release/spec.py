@@ -19,11 +19,14 @@ from pydantic import (
 )
 
 from lockgate.analysis.checks import Check, find_signal
+from lockgate.core import canonical
 from lockgate.core.errors import LockgateError, Problem, SpecError, UsageError
 from lockgate.core.names import check_alias, check_model, check_target, parse_version
 from lockgate.core.units import parse_duration, parse_ratio
 
 _MAX_BYTES = 1_000_000
+_MAX_DEPTH = 16
+_MAX_INT = 2**53
 
 
 def _ours(function: Any) -> Any:
@@ -35,8 +38,28 @@ def _ours(function: Any) -> Any:
         except LockgateError as error:
             hint = f" ({error.hint})" if error.hint else ""
             raise ValueError(error.message + hint) from error
+        except OverflowError as error:
+            raise ValueError("it is too large") from error
 
     return wrapped
+
+
+def _bounded(value: Any, depth: int = 0) -> Any:
+    """Returns `value` when the ledger can keep it: plain, shallow, and no number without end."""
+    if depth > _MAX_DEPTH:
+        raise UsageError(f"it is nested deeper than {_MAX_DEPTH}")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _bounded(str(key), depth + 1)
+            _bounded(item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _bounded(item, depth + 1)
+    elif isinstance(value, int) and not -_MAX_INT <= value <= _MAX_INT:
+        raise UsageError("it holds a number that is too large")
+    if depth == 0:
+        canonical.encode(value)  # NaN, dates, lone surrogates: the ledger has no form for them
+    return value
 
 
 Duration = Annotated[float, BeforeValidator(_ours(parse_duration))]
@@ -128,7 +151,9 @@ class RuntimeSpec(_Strict):
     """Which runtime, and what it is told."""
 
     name: Text | None = None
-    options: Mapping[str, Any] = Field(default_factory=dict)
+    options: Annotated[Mapping[str, Any], AfterValidator(_ours(_bounded))] = Field(
+        default_factory=dict
+    )
     memory_mb: Annotated[int, Field(gt=0)] | None = None
     start_timeout: Duration | None = None
     drain: Duration | None = None
@@ -177,7 +202,10 @@ def parse_spec(text: str) -> ReleaseSpec:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_tricks(node, set())
         data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except SpecError:
+        raise
+    except (yaml.YAMLError, RecursionError, ArithmeticError, LookupError, TypeError, ValueError,
+            AttributeError) as error:  # fmt: skip
         mark = getattr(error, "problem_mark", None)
         said = str(getattr(error, "problem", None) or error)
         raise _error(
@@ -221,6 +249,9 @@ def check_spec(data: Mapping[str, Any]) -> ReleaseSpec:
 def _validate(data: dict[str, Any], node: yaml.Node | None) -> ReleaseSpec:
     try:
         return ReleaseSpec.model_validate(data)
+    except (RecursionError, OverflowError) as error:
+        message = "it is nested too deep, or holds a number that is too large"
+        raise _error([Problem(path="spec", message=message)]) from error
     except ValidationError as error:
         problems = [
             Problem(

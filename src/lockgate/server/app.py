@@ -17,6 +17,7 @@ from lockgate._version import __version__
 from lockgate.core.errors import LockgateError, NotFoundError, SpecError, UsageError
 from lockgate.server.access import principal
 from lockgate.server.api import registry, release, system
+from lockgate.server.door import Door
 from lockgate.server.wiring import Control
 
 _THREADS = 64
@@ -39,7 +40,9 @@ def create_app(control: Control) -> FastAPI:
     app = FastAPI(
         title="lockgate", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
+    app.add_middleware(Door, token=control.token)
     app.add_exception_handler(LockgateError, _on_error)
+    app.add_exception_handler(Exception, _on_fault)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(ValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -72,6 +75,13 @@ def error_body(error: LockgateError) -> dict[str, object]:
 
 async def _on_error(_: Request, error: Exception) -> JSONResponse:
     found = error if isinstance(error, LockgateError) else LockgateError(str(error))
+    return JSONResponse(error_body(found), status_code=found.http_status)
+
+
+async def _on_fault(_: Request, error: Exception) -> JSONResponse:
+    found = LockgateError(
+        f"this is a fault of lockgate itself: {type(error).__name__}", hint="see server.log"
+    )
     return JSONResponse(error_body(found), status_code=found.http_status)
 
 

@@ -26,8 +26,11 @@ def run_server(home: Path, settings: Settings, *, tell: Callable[[str], None]) -
 
     Raises UsageError for a port that is taken, and what `Control` raises.
     """
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _log_to(home / "server.log")
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _log_to(home / "server.log")
+    except OSError as error:
+        raise UsageError(f"the home folder {home} can't be used: {error.strerror}") from error
     listener = _listen(settings.host, settings.port)
     ended = _end_on_signals()
     try:

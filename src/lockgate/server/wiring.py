@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from lockgate.analysis.judge import SequentialJudge
@@ -106,15 +107,17 @@ class Control:
 
     def stop(self) -> None:
         """Stops in the safe order: the loop, the proxy (drained), the replicas, the files."""
-        self._stop.set()
-        if self._loop.ident is not None:
-            self._loop.join()
-        self.engine.stop()
-        self.gateway.close(stop=self.settings.stop_replicas)
-        self.fleet.close(stop=self.settings.stop_replicas)
-        self.samples.close()
-        self.ledger.close()
-        self._owner.release()
+        stop = self.settings.stop_replicas
+        with ExitStack() as last:  # each step is taken, whatever became of the one before
+            last.callback(self._owner.release)
+            last.callback(self.ledger.close)
+            last.callback(self.samples.close)
+            last.callback(self.fleet.close, stop=stop)
+            last.callback(self.gateway.close, stop=stop)
+            last.callback(self.engine.stop)
+            self._stop.set()
+            if self._loop.ident is not None:
+                self._loop.join()
 
 
 def _own(home: Path) -> Lock:

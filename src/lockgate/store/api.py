@@ -84,7 +84,10 @@ class Objects(Protocol):
         ...
 
     def flush(self, digests: Iterable[Digest]) -> None:
-        """Returns when the objects survive a power failure; must come before what names them."""
+        """Returns when the objects survive a power failure; must come before what names them.
+
+        Raises NotFoundError when one of them is not here.
+        """
         ...
 
     def discard(self, digests: Iterable[Digest]) -> None:

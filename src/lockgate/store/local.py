@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lockgate.core.digests import Digest, hex_of
+from lockgate.core.digests import Digest, hex_of, is_digest
 from lockgate.core.errors import IntegrityError, PermanentError, PortError, UsageError
 from lockgate.store.durable import sync_folder, write_durably
 from lockgate.store.memory import check, not_here
@@ -116,12 +116,18 @@ class LocalObjects:
     def digests(self) -> Iterator[Digest]:
         """See `Objects.digests`."""
         for folder in sorted(self._objects.iterdir()):
-            for path in sorted(folder.iterdir()):
-                yield Digest("blake3:" + path.name)
+            for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+                digest = "blake3:" + path.name
+                if is_digest(digest):
+                    yield Digest(digest)
 
     def flush(self, digests: Iterable[Digest]) -> None:
         """See `Objects.flush`: the files were fsynced by put; here it is the folders' turn."""
-        folders = {self._path(digest).parent for digest in digests}
+        wanted = set(digests)
+        for digest in wanted:
+            if self._size(digest) < 0:
+                raise not_here(digest)
+        folders = {self._path(digest).parent for digest in wanted}
         try:
             for folder in (self._objects, *sorted(folders)):
                 sync_folder(folder)

@@ -40,6 +40,9 @@ class MemoryObjects:
 
     def flush(self, digests: Iterable[Digest]) -> None:
         """See `Objects.flush`."""
+        for digest in digests:
+            if digest not in self._objects:
+                raise not_here(digest)
 
     def discard(self, digests: Iterable[Digest]) -> None:
         """See `Objects.discard`."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from lockgate.core import canonical
-from lockgate.core.errors import PermanentError, PortError, TemporaryError
+from lockgate.core.errors import IntegrityError, PermanentError, PortError, TemporaryError
 from lockgate.core.traffic import Endpoint, Sample
 from lockgate.gateway.api import (
     GatewayView,
@@ -350,7 +350,13 @@ class EnvoyGateway:
         path = self._state_dir / "state.json"
         if not path.exists():
             return State()
-        return state_from_json(json.loads(path.read_text())[which])
+        try:
+            return state_from_json(json.loads(path.read_text("utf-8"))[which])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise IntegrityError(
+                f"the gateway's state {path} can't be read: {error}",
+                hint="remove the file: pools and routes are made anew from the ledger",
+            ) from error
 
     def _save(self, state: State, previous: State | None = None) -> None:
         kept = {

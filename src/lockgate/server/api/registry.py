@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import islice
 from typing import Annotated, Any
 
@@ -208,4 +207,4 @@ def _details(body: dict[str, Any]) -> Details:
         details = from_json(Details, body)
     except IntegrityError as error:
         raise UsageError(f"the details can't be used: {error.message}") from error
-    return replace(details, bytes_new=max(0, details.bytes_new))
+    return details

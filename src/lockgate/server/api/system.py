@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from lockgate.server.api.views import event_view, replica_view, route_view, shor
 from lockgate.server.wiring import Control
 
 Caller = Callable[..., str]
+_MAX_POSITION = 2**62
 
 
 def router(control: Control, caller: Caller) -> APIRouter:  # noqa: ARG001 - reads need no name
@@ -76,7 +78,7 @@ def _audit(api: APIRouter, control: Control) -> None:
     @api.get("/audit")
     def audit(
         stream: str | None = None,
-        after: int = Query(default=0, ge=0),
+        after: int = Query(default=0, ge=0, le=_MAX_POSITION),
         limit: int = Query(default=1000, ge=1, le=10_000),
     ) -> list[dict[str, Any]]:
         """Returns events in order, each with its sentence."""
@@ -100,6 +102,6 @@ def _anchor(text: str | None) -> Head | None:
     if text is None:
         return None
     position, _, digest = text.partition(":")
-    if not position.isdigit() or len(digest) != 64:
+    if not re.fullmatch(r"[0-9]{1,18}", position) or len(digest) != 64:
         raise UsageError("an anchor is 'position:hash', as 'lockgate audit --verify' prints it")
     return Head(position=int(position), hash=digest)
