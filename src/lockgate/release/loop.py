@@ -34,6 +34,10 @@ from lockgate.release.state import Release
 ACTOR = "lockgate"
 LEASE = "engine"
 LEASE_S = 15.0
+LOOK_EVERY_S = 0.5
+"""Seconds between two looks of the judge at one release, and, where a look takes long, …"""
+LOOK_SHARE = 5.0
+"""… how many times its own duration it waits, so that judging never takes the loop over."""
 _ROUNDS = 8
 _log = logging.getLogger(__name__)
 
@@ -50,6 +54,15 @@ class Tools:
     clock: Clock
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What the judge said of a step, and when it is asked again."""
+
+    step: int
+    verdict: Verdict
+    next_at: float
+
+
 class Engine:
     """Drives every route towards what its releases want. One engine acts at a time, by lease."""
 
@@ -60,6 +73,7 @@ class Engine:
         self._book = Book()
         self._lease: Lease | None = None
         self._lock = threading.RLock()
+        self._looks: dict[str, _Look] = {}
         self.trouble: dict[str, str] = {}
         """Route → why its last action did not work, for people; empty when all is well."""
 
@@ -136,6 +150,8 @@ class Engine:
         if not events or release is None:
             return False
         self._append(release, events, lease)
+        if route.active is None or self.book().releases[release.id].final:
+            self._looks.pop(release.id, None)
         return True
 
     def _append(self, release: Release, events: tuple[ev.ReleaseEvent, ...], lease: Lease) -> None:
@@ -179,6 +195,9 @@ class Engine:
         asked = plan.checks or plan.steps[release.step].min_requests > 0
         if release.phase != "baking" or not asked or release.evidence_from is None:
             return None
+        looked = self._looks.get(release.id)
+        if looked is not None and looked.step == release.step and now < looked.next_at:
+            return looked.verdict
         window = Window(
             samples=self._tools.samples.window(plan.route, since=release.evidence_from),
             candidate=plan.candidate.digest,
@@ -186,7 +205,11 @@ class Engine:
             step_from=release.entered_at,
             now=now,
         )
-        return self._tools.judge.judge(window, plan.rules(release.step))
+        verdict = self._tools.judge.judge(window, plan.rules(release.step))
+        took = self._tools.clock.now() - now
+        next_at = now + max(LOOK_EVERY_S, LOOK_SHARE * took)
+        self._looks[release.id] = _Look(step=release.step, verdict=verdict, next_at=next_at)
+        return verdict
 
     def _scene(self, route: Route, now: float) -> Scene:
         view = self._ports.gateway.view()
