@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from .calls import MODELS, Callers, chat_callers, credit_callers
-from .conftest import CHAT, CREDIT, Site
+from .conftest import CHAT, CREDIT, Site, end
 
 pytestmark = pytest.mark.e2e
 
@@ -249,3 +249,30 @@ def test_it_works_from_a_relative_home_too(tmp_path: Path) -> None:
         made.run("--home", "state", "release", CREDIT, "v1")
     finally:
         assert made.stop() == 0
+
+
+def test_the_mode_without_xds_server_does_the_same(tmp_path: Path) -> None:
+    """Envoy configured by files, rows from a file: a canary is promoted, nobody notices."""
+    made = Site(tmp_path)
+    made.home.mkdir()
+    (made.home / "config.toml").write_text('xds = "files"\n')
+    try:
+        made.start()
+        made.serve_first(CREDIT, "credit")
+        made.run("publish", str(MODELS / "credit-v2"), CREDIT)
+        with Callers(made.address, credit_callers(2), pause_s=0.01) as callers:
+            callers.wait_for(50)
+            assert made.ended(made.open(CREDIT, 2))["phase"] == "promoted"
+        assert callers.failed == []
+    finally:
+        end(made)
+
+
+def test_settings_that_are_none_are_refused(tmp_path: Path) -> None:
+    made = Site(tmp_path)
+    made.home.mkdir()
+    for text, said in (("colour = 1", "no setting 'colour'"), ("tick_s = -1", "tick_s is -1"),
+                       ("port = 99999", "port is 99999"), ("port =", "can't be read")):  # fmt: skip
+        (made.home / "config.toml").write_text(text)
+        made.run("serve", code=2)
+        assert said in made.said
