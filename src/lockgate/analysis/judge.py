@@ -109,7 +109,8 @@ def _verdict(
         return Verdict(outcome="hold", reason=reason, at=now, checks=checks)
     waiting = [check for check in checks if check.outcome == "hold"]
     if waiting:
-        return Verdict(outcome="hold", reason=waiting[0].reason, at=now, checks=checks)
+        reason = f"{waiting[0].signal}: {waiting[0].reason}"
+        return Verdict(outcome="hold", reason=reason, at=now, checks=checks)
     reason = f"{in_step} requests, every check within its limit"
     return Verdict(outcome="pass", reason=reason, at=now, checks=checks)
 

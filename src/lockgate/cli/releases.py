@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +163,17 @@ def follow(ctx: Context, client: Client, name: str, *, timeout: float | None, dr
     On a terminal it is drawn in place when `drawn`; else each event is a line. In json mode each
     view is a line when `drawn`, and only the last one otherwise.
     """
+    views = client.watch(name, timeout=timeout, until=settled)
+    try:
+        return _follow(ctx, views, drawn)
+    except KeyboardInterrupt:
+        ctx.output.note(f"{name} goes on without you: lockgate watch {name}")
+        raise
+
+
+def _follow(ctx: Context, views: Iterator[Json], drawn: bool) -> Json:
     view: Json = {}
     told = 0
-    views = client.watch(name, timeout=timeout, until=settled)
     if drawn and ctx.output.live:
         with ctx.output.watching() as draw:
             for view in views:

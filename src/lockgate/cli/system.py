@@ -93,7 +93,10 @@ def _verify(ctx: Context, found: Json) -> None:
             f"the ledger was touched:\n{lines}", hint="compare with a backup, and find out by whom"
         )
     ctx.output.value(found, quiet=found["head"])
-    ctx.output.say(f"{found['events']} events, each chained to the one before it", style="green")
+    ctx.output.say(
+        f"{found['events']} events, each chained to the one before it: the chain is whole",
+        style="green",
+    )
     ctx.output.note(f"keep this elsewhere, and give it to --anchor later: {found['head']}")
 
 
@@ -146,7 +149,11 @@ def _parts() -> Iterator[tuple[str, bool, str]]:
         try:
             yield name, True, metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield name, not needed, "not installed" + (": pip install lockgate" if needed else "")
+            yield (
+                name,
+                not needed,
+                "not installed" + (": pip install lockgate" if needed else " (optional)"),
+            )
 
 
 COMMANDS = {"status": status, "fleet": fleet, "audit": audit, "doctor": doctor}

@@ -92,9 +92,9 @@ def check_line(check: Json) -> Text:
     line.append(f"{before}{figure(check['value'], check['unit'])}  ")
     if check["limit"] is not None:
         line.append(f"limit {figure(check['limit'], check['unit'])}  ", style="dim")
-    line.append(f"n={check['n']:,}/{check['n_baseline']:,}  ", style="dim")
+    line.append(f"n={check['n_baseline']:,} → {check['n']:,}  ", style="dim")
     if check["e_value"] is not None:
-        line.append(f"e={check['e_value']:.3g} of {check['threshold']:g}  ", style="dim")
+        line.append(f"evidence {check['e_value']:.3g} of {check['threshold']:g}  ", style="dim")
     line.append(check["outcome"], style=style)
     return line
 
@@ -128,7 +128,10 @@ def next_line(view: Json) -> Text:
     verdict = view["verdict"]
     said = f"{verdict['outcome']}: {verdict['reason']} · " if verdict else ""
     return Text(
-        clean(f"{said}lockgate hold {name} · lockgate rollback {view['model']}"), style="dim"
+        clean(
+            f"{said}lockgate hold {name} --reason … · lockgate rollback {view['model']} --reason …"
+        ),
+        style="dim",
     )
 
 

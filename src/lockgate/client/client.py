@@ -132,12 +132,14 @@ class Client:
         Goes on over a restart of the server. Raises DeadlineError after `timeout` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        view: Json = {}
         while True:
             try:
                 view = self.explain(release)
-            except TemporaryError:
-                view = None
-            if view is not None:
+            except TemporaryError as error:
+                if view:
+                    yield {**view, "trouble": error.message}
+            else:
                 yield view
                 if until(view):
                     return

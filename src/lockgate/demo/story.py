@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,5 +243,7 @@ def _conclude(story: Story, out: Path, output: Teller, seconds: float) -> None:
     for note in notes:
         output.say(note)
     output.say(f"all of it took {duration(seconds)}; the picture is {page}")
-    output.say(f"look around: lockgate --home {out / '.lockgate'} serve")
+    command = "lockgate" if shutil.which("lockgate") else sys.argv[0]
+    home = f"{command} --home {out / '.lockgate'}"
+    output.say(f"look around: {home} serve, and beside it: {home} audit")
     output.value(story.summary(), quiet=page)

@@ -91,7 +91,7 @@ def _say_rest(event: ev.Event) -> str:
         case ev.ReleaseRefused(reason=reason):
             return f"refused: {reason}"
         case ev.CapacityReady(replicas=replicas):
-            return f"{replicas} replicas ready and warm"
+            return f"{replicas} replica{'s' if replicas != 1 else ''} ready and warm"
         case ev.ReleasePromoted():
             return "promoted"
         case ev.ReleaseFailed(reason=reason):

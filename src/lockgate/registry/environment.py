@@ -50,9 +50,12 @@ def _accelerators() -> Iterator[str]:
 
 
 def source_revision(folder: Path) -> str | None:
-    """Returns the git commit that `folder` belongs to (`+dirty` when it differs), if any."""
+    """Returns the git commit that `folder` belongs to (`+dirty` when it differs), if any.
+
+    A folder that merely lies in a checkout, with no file of it tracked there, belongs to none.
+    """
     head = _git(folder, "rev-parse", "HEAD")
-    if head is None:
+    if head is None or not _git(folder, "ls-files", "--", "."):
         return None
     return head + ("+dirty" if _git(folder, "status", "--porcelain", "--", ".") else "")
 

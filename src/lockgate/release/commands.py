@@ -77,7 +77,7 @@ class Commands:
             active = found.active
             raise ConflictError(
                 f"{active.id} ({active.plan.candidate}, {active.phase}) is under way on {route}",
-                hint=f"lockgate watch {active.id} · lockgate rollback {found.model}",
+                hint=f"lockgate watch {active.id} · lockgate rollback {found.model} --reason …",
             )
 
     def _open(self, fresh: Callable[[], Plan], actor: str, reason: str) -> Opened:

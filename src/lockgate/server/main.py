@@ -47,6 +47,7 @@ def run_server(home: Path, settings: Settings, *, tell: Callable[[str], None]) -
             tell("draining")
         finally:
             control.stop()
+            tell("stopped")
     finally:
         listener.close()
 

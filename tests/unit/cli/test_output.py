@@ -170,14 +170,14 @@ def test_the_bar_without_traffic_or_baseline() -> None:
 
 def test_a_check_is_a_line_with_all_its_numbers() -> None:
     assert check_line(check()).plain == (
-        "✔ ttft_p95          400 ms → 420 ms  limit 440 ms  n=1,200/10,800  e=2.5 of 100  pass"
+        "✔ ttft_p95          400 ms → 420 ms  limit 440 ms  n=10,800 → 1,200  evidence 2.5 of 100  pass"
     )
 
 
 def test_a_check_without_numbers_says_so() -> None:
     bare = check(outcome="hold", value=None, baseline=None, limit=None, e_value=None, n=0,
                  n_baseline=0)  # fmt: skip
-    assert check_line(bare).plain == "● ttft_p95          –  n=0/0  hold"
+    assert check_line(bare).plain == "● ttft_p95          –  n=0 → 0  hold"
     assert check_line(check(outcome="fail")).plain.startswith("✘ ")
 
 
@@ -193,8 +193,8 @@ def test_figures_have_the_size_that_people_read(value: float | None, unit: str, 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({}, "hold: 3 of 50 requests · lockgate hold rel-2 · lockgate rollback acme/chat"),
-        ({"verdict": None}, "lockgate hold rel-2 · lockgate rollback acme/chat"),
+        ({}, "hold: 3 of 50 requests · lockgate hold rel-2 --reason … · lockgate rollback acme/chat --reason …"),
+        ({"verdict": None}, "lockgate hold rel-2 --reason … · lockgate rollback acme/chat --reason …"),
         ({"trouble": "no proxy"}, "trouble: no proxy"),
         ({"held": {"because": "approval", "reason": "x"}},
          "waits: lockgate approve rel-2 --reason …"),

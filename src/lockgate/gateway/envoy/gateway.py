@@ -32,7 +32,7 @@ from lockgate.gateway.api import (
 from lockgate.gateway.envoy.ads import AdsTransport
 from lockgate.gateway.envoy.config import bootstrap, resources
 from lockgate.gateway.envoy.files import FilesTransport, write_whole
-from lockgate.gateway.envoy.process import Admin, Proxy, check_socket, own
+from lockgate.gateway.envoy.process import Admin, Proxy, check_port, check_socket, own
 from lockgate.gateway.envoy.schema import Schema, find_binary
 from lockgate.gateway.envoy.values import (
     EnvoyOptions,
@@ -96,6 +96,12 @@ class EnvoyGateway:
             raise
         self._proxy = Proxy(argv=self._argv(binary), state_dir=state_dir)
         self._adopted = self._proxy.alive()
+        if not self._adopted:
+            try:
+                check_port(self._host, self._port)
+            except PermanentError:
+                self._owner.release()
+                raise
         self._transport = self._make_transport(mode, control_socket, schema)
         try:
             self._begin(schema, admin_socket)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -84,9 +85,9 @@ class Proxy:
 class Admin:
     """Envoy's admin interface over its unix socket."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, path: Path) -> None:
         self._client = httpx2.Client(
-            transport=httpx2.HTTPTransport(uds=str(socket)), base_url="http://envoy", timeout=5.0
+            transport=httpx2.HTTPTransport(uds=str(path)), base_url="http://envoy", timeout=5.0
         )
 
     def get(self, path: str) -> Any:
@@ -137,6 +138,20 @@ def own(path: Path) -> Lock:
             hint="stop it first, or use another state directory",
         )
     return lock
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises PermanentError when callers can't be listened for at `host`:`port`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PermanentError(
+                f"callers can't be listened for at {host}:{port}: {error.strerror or error}",
+                hint="take another port with --gateway-port, or 0 for any that is free",
+            ) from error
 
 
 def check_socket(path: Path) -> Path:

@@ -21,6 +21,7 @@ from lockgate.release.routes import Route
 from lockgate.release.state import Release
 
 Json = dict[str, Any]
+_SIDES = re.compile(r"(\S+% v\d+) / (\S+% v\d+)")
 _DIGEST = re.compile(r"blake3:[0-9a-f]{12}(?=[ /]|$)")
 
 
@@ -53,6 +54,12 @@ def replica_view(replica: Replica) -> Json:
     return {**to_json(replica), "since": iso(replica.since)}
 
 
+def _older_first(found: re.Match[str]) -> str:
+    """Returns the two sides of a split with the older version first, wherever it is told."""
+    one, other = sorted((found[1], found[2]), key=lambda side: int(side.rpartition("v")[2]))
+    return f"{one} / {other}"
+
+
 def short_names(models: Mapping[str, Model]) -> dict[str, str]:
     """Returns `v3` by the short form of a digest, for every version that is not in two models."""
     names: dict[str, str] = {}
@@ -67,6 +74,7 @@ def short_names(models: Mapping[str, Model]) -> dict[str, str]:
 def event_view(recorded: Recorded, names: Mapping[str, str]) -> Json:
     """Returns an event of the ledger with its sentence; `names` replaces digests in it."""
     text = _DIGEST.sub(lambda found: names.get(found[0], found[0]), say(recorded.event))
+    text = _SIDES.sub(_older_first, text)
     return {
         "position": recorded.position,
         "stream": recorded.stream,
