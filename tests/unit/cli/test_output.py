@@ -170,7 +170,8 @@ def test_the_bar_without_traffic_or_baseline() -> None:
 
 def test_a_check_is_a_line_with_all_its_numbers() -> None:
     assert check_line(check()).plain == (
-        "✔ ttft_p95          400 ms → 420 ms  limit 440 ms  n=10,800 → 1,200  evidence 2.5 of 100  pass"
+        "✔ ttft_p95          400 ms → 420 ms  limit 440 ms  n=10,800 → 1,200  "
+        "evidence 2.5 of 100  pass"
     )
 
 
@@ -190,11 +191,14 @@ def test_figures_have_the_size_that_people_read(value: float | None, unit: str, 
     assert figure(value, unit) == text
 
 
+VERBS = "lockgate hold rel-2 --reason … · lockgate rollback acme/chat --reason …"
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({}, "hold: 3 of 50 requests · lockgate hold rel-2 --reason … · lockgate rollback acme/chat --reason …"),
-        ({"verdict": None}, "lockgate hold rel-2 --reason … · lockgate rollback acme/chat --reason …"),
+        ({}, f"hold: 3 of 50 requests · {VERBS}"),
+        ({"verdict": None}, VERBS),
         ({"trouble": "no proxy"}, "trouble: no proxy"),
         ({"held": {"because": "approval", "reason": "x"}},
          "waits: lockgate approve rel-2 --reason …"),

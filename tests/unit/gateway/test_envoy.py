@@ -275,7 +275,7 @@ def test_a_taken_port_is_refused_with_the_reason(bench):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(PermanentError, match="can.t be listened for"):
+        with pytest.raises(PermanentError, match=r"can.t be listened for"):
             EnvoyGateway(
                 state_dir=bench.home / "s",
                 run_dir=bench.home / "r",
