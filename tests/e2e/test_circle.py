@@ -100,7 +100,7 @@ def test_a_release_by_hand_that_fails_tells_ci_why(site: Site) -> None:
     (site.folder / "bad.yaml").write_text(
         SPEC.replace(CHAT, CREDIT).replace("alias: champion\n", "")
         .replace("error_rate, worse_by_at_most: 25%, floor: 1%",
-                 "latency_p50, worse_by_at_most: 50%")
+                 "latency_p50, worse_by_at_most: 5%")
     )  # fmt: skip
     with Callers(site.address, credit_callers(4), pause_s=0.01) as callers:
         callers.wait_for(50)

@@ -60,7 +60,7 @@ def test_the_server_is_killed_after_every_event_of_a_release(site: Site) -> None
 def test_a_server_killed_while_it_rolls_back_finishes_the_rollback(site: Site) -> None:
     site.serve_first(CREDIT, "credit")
     site.run("publish", str(MODELS / "credit-v3"), CREDIT)
-    slow = [{"signal": "latency_p50", "worse_by_at_most": "50%"}]
+    slow = [{"signal": "latency_p50", "worse_by_at_most": "5%"}]
     with Callers(site.address, credit_callers(3), pause_s=0.01) as callers:
         callers.wait_for(50)
         name = site.open(CREDIT, 2, checks=slow)

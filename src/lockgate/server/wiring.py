@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 import threading
 import time
@@ -113,6 +114,8 @@ class Control:
             last.callback(self.ledger.close)
             last.callback(self.samples.close)
             last.callback(self.fleet.close, stop=stop)
+            if stop:
+                last.callback(shutil.rmtree, run_folder(self.home), ignore_errors=True)
             last.callback(self.gateway.close, stop=stop)
             last.callback(self.engine.stop)
             self._stop.set()
