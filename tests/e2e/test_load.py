@@ -27,7 +27,7 @@ def test_no_request_is_lost_and_the_split_is_what_was_asked_for(site: Site) -> N
     with Callers(site.address, kinds) as callers:
         callers.wait_for(500)
         strategy = {"canary": [10, 50, 100], "bake": "4s", "min_requests": 300}
-        slow = [{"signal": "latency_p50", "worse_by_at_most": "60%"}]
+        slow = [{"signal": "latency_p50", "worse_by_at_most": "20%"}]
         good = site.open(CREDIT, 2, strategy=strategy, replicas=2)
         bad = site.open(CHAT, 3, strategy=strategy, checks=slow)
         assert site.ended(good, 180)["phase"] == "promoted"
