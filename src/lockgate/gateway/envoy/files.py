@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +32,7 @@ from lockgate.gateway.envoy.values import (
     short_reason,
     version_of,
 )
+from lockgate.store.durable import write_durably
 
 _LOG = logging.getLogger(__name__)
 _CDS, _RDS = "cluster_manager.cds", f"http.callers.rds.{TABLE}"
@@ -169,7 +169,7 @@ class FilesTransport:
         if self._written.get(prefix) == version:
             return
         text = json.dumps({"version_info": version, "resources": list(found.values())})
-        write_whole(self._directory / f"{name}.json", text)
+        write_durably(self._directory / f"{name}.json", text.encode(), self._directory)
         self._written[prefix] = version
         yield prefix, version
 
@@ -252,18 +252,3 @@ def _rejected(stats: Mapping[str, Any], prefix: str) -> int:
     return int(stats.get(f"{prefix}.update_rejected", 0)) + int(
         stats.get(f"{prefix}.update_failure", 0)
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes `text` to `path` so that a reader or a crash sees the old or the new, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

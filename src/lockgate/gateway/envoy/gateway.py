@@ -31,7 +31,7 @@ from lockgate.gateway.api import (
 )
 from lockgate.gateway.envoy.ads import AdsTransport
 from lockgate.gateway.envoy.config import bootstrap, resources
-from lockgate.gateway.envoy.files import FilesTransport, write_whole
+from lockgate.gateway.envoy.files import FilesTransport
 from lockgate.gateway.envoy.process import Admin, Proxy, check_port, check_socket, own
 from lockgate.gateway.envoy.schema import Schema, find_binary
 from lockgate.gateway.envoy.values import (
@@ -43,6 +43,7 @@ from lockgate.gateway.envoy.values import (
     state_from_json,
     state_to_json,
 )
+from lockgate.store.durable import write_durably
 
 _LOG = logging.getLogger(__name__)
 _FLUSH_S = 0.2
@@ -221,7 +222,7 @@ class EnvoyGateway:
         path, text = self._state_dir / "bootstrap.json", json.dumps(start, indent=1)
         if self._adopted and path.read_text() != text:
             _LOG.warning("new start settings take effect when Envoy is started again")
-        write_whole(path, text)
+        write_durably(path, text.encode(), self._state_dir)
         self._transport.start(resources(self._desired, self._options, sources))
         self._proxy.ensure()
         self._await_started()
@@ -371,7 +372,7 @@ class EnvoyGateway:
             "port": self._port,
             **self._place,
         }
-        write_whole(self._state_dir / "state.json", canonical.dumps(kept))
+        write_durably(self._state_dir / "state.json", canonical.encode(kept), self._state_dir)
 
     def _choose_port(self, host: str, port: int) -> int:
         """Returns the port; raises PermanentError when a running proxy was set up otherwise."""
