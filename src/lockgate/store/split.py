@@ -15,7 +15,8 @@ from typing import BinaryIO
 from lockgate.core.digests import Digest, Hasher, digest_of
 from lockgate.core.errors import IntegrityError, UsageError
 from lockgate.store.api import PIECE_BYTES, Artifact, Piece, TensorPart
-from lockgate.store.safetensors import TensorSpan, header_length, parse_header
+from lockgate.store.formats.safetensors import header_length, parse_header
+from lockgate.store.formats.spans import TensorSpan
 
 Put = Callable[[Digest, bytes], None]
 Get = Callable[[Digest], bytes]

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import TypeGuard
+from typing import BinaryIO, TypeGuard
 
 from lockgate.core.errors import IntegrityError
+from lockgate.store.formats.spans import TensorSpan, ordered
 
 MAX_HEADER = 100_000_000
 _MAX_DIMENSIONS = 64
+_MAX_MARKS = 6_000_000  # of JSON; about 400,000 tensors, and no header that fills the memory
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16,
@@ -24,15 +25,17 @@ _BITS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorSpan:
-    """A tensor and where its bytes are, counted from the end of the header."""
+def tensors(source: BinaryIO, size: int, path: str) -> tuple[TensorSpan, ...]:
+    """Returns the tensors of a file of `size` bytes, in the order of their bytes.
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
+    Raises IntegrityError, naming the file, for anything that the format does not allow.
+    """
+    source.seek(0)
+    length = header_length(source.read(8), size, path)
+    header = source.read(length)
+    if len(header) < length:
+        raise _corrupt(path, "it ends in the middle of its header")
+    return parse_header(header, size - 8 - length, path)
 
 
 def header_length(prefix: bytes, file_size: int, name: str) -> int:
@@ -50,8 +53,12 @@ def header_length(prefix: bytes, file_size: int, name: str) -> int:
 def parse_header(header: bytes, data_size: int, name: str) -> tuple[TensorSpan, ...]:
     """Returns the tensors in the order of their bytes; `data_size` is the rest of the file.
 
+    `header` is the JSON alone; the spans count from the start of the file, 8 bytes before it.
+
     Raises IntegrityError, naming the file, for anything that the format does not allow.
     """
+    if sum(header.count(mark) for mark in (b",", b"[", b"{")) > _MAX_MARKS:
+        raise _corrupt(name, "its header has more values than tensors need")
     try:
         entries = json.loads(header.decode("utf-8"), object_pairs_hook=_no_doubles)
     except (ValueError, RecursionError) as error:
@@ -61,9 +68,9 @@ def parse_header(header: bytes, data_size: int, name: str) -> tuple[TensorSpan, 
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _corrupt(name, "its __metadata__ does not map text to text")
-    spans = [_span(tensor, entry, name) for tensor, entry in entries.items()]
-    spans.sort(key=lambda span: (span.begin, span.end))
-    _check_cover(spans, data_size, name)
+    data = 8 + len(header)
+    spans = ordered(_span(tensor, entry, data, name) for tensor, entry in entries.items())
+    _check_cover(spans, data, data_size, name)
     return tuple(spans)
 
 
@@ -76,7 +83,9 @@ def _no_doubles(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
     return result
 
 
-def _span(tensor: str, entry: object, name: str) -> TensorSpan:
+def _span(tensor: str, entry: object, data: int, name: str) -> TensorSpan:
+    if any("\ud800" <= letter <= "\udfff" for letter in tensor):
+        raise _corrupt(name, f"the name of tensor {tensor[:60]!r} is not Unicode")
     if not isinstance(entry, dict):
         raise _corrupt(name, f"tensor {tensor[:60]!r} is not described by an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -91,7 +100,9 @@ def _span(tensor: str, entry: object, name: str) -> TensorSpan:
             name,
             f"tensor {tensor[:60]!r}: {dtype} {list(shape)[:8]} does not fill {end - begin} bytes",
         )
-    return TensorSpan(name=tensor, dtype=dtype, shape=tuple(shape), begin=begin, end=end)
+    return TensorSpan(
+        name=tensor, dtype=dtype, shape=tuple(shape), begin=data + begin, end=data + end
+    )
 
 
 def _naturals(value: object) -> TypeGuard[list[int]]:
@@ -105,15 +116,15 @@ def _naturals(value: object) -> TypeGuard[list[int]]:
     )
 
 
-def _check_cover(spans: Sequence[TensorSpan], data_size: int, name: str) -> None:
-    at = 0
+def _check_cover(spans: Sequence[TensorSpan], data: int, data_size: int, name: str) -> None:
+    at = data
     for span in spans:
         if span.begin != at:
             fault = "overlaps the one before it" if span.begin < at else "leaves a hole before it"
             raise _corrupt(name, f"tensor {span.name[:60]!r} {fault}")
         at = span.end
-    if at != data_size:
-        raise _corrupt(name, f"its tensors fill {at} bytes, but {data_size} follow the header")
+    if at != data + data_size:
+        raise _corrupt(name, f"its tensors fill {at - data} bytes, {data_size} follow the header")
 
 
 def _corrupt(name: str, what: str) -> IntegrityError:

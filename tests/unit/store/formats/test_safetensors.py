@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from lockgate.core.errors import IntegrityError, LockgateError
-from lockgate.store.safetensors import header_length, parse_header
+from lockgate.store.formats.api import tensors_of
+from lockgate.store.formats.safetensors import header_length, parse_header
 from lockgate.store.split import plan_file
 
 
@@ -46,6 +48,20 @@ def test_a_real_file_is_cut_at_its_tensors(tmp_path: Path) -> None:
     assert sum(span.size for span in plan.spans) == plan.size
 
 
+def test_spans_count_from_the_start_of_the_file() -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    data = save({"a": values})
+    (span,) = tensors_of(io.BytesIO(data), len(data), "m.safetensors", {})
+    assert (span.name, span.dtype, span.shape) == ("a", "F32", (2, 3))
+    assert data[span.begin : span.end] == values.tobytes()
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused() -> None:
+    data = blob({"a": tensor(0, 4)}, b"xxxx")
+    with pytest.raises(IntegrityError, match="middle of its header"):
+        tensors_of(io.BytesIO(data[:20]), len(data), "m.safetensors", {})
+
+
 BAD = {
     "short": b"\x01\x02",
     "header longer than the file": blob({}, length=1000),
@@ -71,6 +87,10 @@ BAD = {
     "hole": blob({"a": tensor(0, 1), "b": tensor(2, 3)}, b"xxx"),
     "overlap": blob({"a": tensor(0, 2), "b": tensor(1, 3)}, b"xxx"),
     "bytes nobody owns": blob({"a": tensor(0, 1)}, b"xx"),
+    "a name that is not Unicode": blob(
+        b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
+    ),
+    "more values than tensors need": blob(b"[" + b"0," * 6_000_000 + b"0]"),
     "metadata of numbers": blob({"__metadata__": {"a": 1}}),
 }
 
@@ -123,6 +143,7 @@ def test_whatever_is_accepted_covers_the_data_exactly(header: object, size: int)
     except LockgateError:
         return
     assert sum(span.end - span.begin for span in spans) == size
+    assert all(span.begin >= 8 + len(json.dumps(header)) for span in spans)
 
 
 @given(data=st.binary(max_size=200))
