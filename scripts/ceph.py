@@ -113,16 +113,16 @@ def start(folder: Path) -> dict[str, str]:
     run(folder, "ceph-mon", "-i", "a", "--mkfs", "--monmap", str(folder / "monmap"))
     daemon(folder, "ceph-mon", "-i", "a")
     osd = str(uuid.uuid4())
-    run(folder, "ceph", "osd", "new", osd)
+    wait(folder, lambda: asked(folder, "osd", "new", osd) is not None, "the OSD to be known")
     run(folder, "ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
-    daemon(folder, "ceph-osd", "-i", "0")
-    wait(folder, lambda: is_up(folder), "the OSD to be up")
-    daemon(folder, "radosgw", "-n", "client.rgw.a", "--no-mon-config")
+    up = "1 up"
+    bring_up(folder, lambda: up in (asked(folder, "osd", "stat") or ""), "ceph-osd", "-i", "0")
+    gateway = ("radosgw", "-n", "client.rgw.a", "--no-mon-config")
+    bring_up(folder, lambda: answers(rgw), *gateway)
     keys = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}
     run(folder, "radosgw-admin", "-n", "client.rgw.a", "--no-mon-config", "user", "create",
         "--uid", "test", "--display-name", "test",
         "--access-key", keys["access_key"], "--secret-key", keys["secret_key"])  # fmt: skip
-    wait(folder, lambda: answers(rgw), "radosgw to answer")
     wait(folder, lambda: make_bucket(rgw, **keys), "the bucket to be made")
     endpoint = f"http://127.0.0.1:{rgw}"
     return {"endpoint": endpoint, "region": REGION, "bucket": BUCKET, **keys}
@@ -187,15 +187,16 @@ def run(folder: Path, program: str, *args: str) -> str:
     return done.stdout
 
 
-def daemon(folder: Path, *words: str) -> None:
+def daemon(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     """Starts a daemon in the foreground of a session of its own and notes its process id."""
     command = [words[0], "-c", str(folder / "ceph.conf"), *words[1:], "-f"]
-    count = len(list(folder.glob("*.started")))
-    with (folder / f"{words[0]}.out").open("wb") as out:
+    count = f"{len(list(folder.glob('*.started'))):02}"
+    with (folder / f"{words[0]}.out").open("ab") as out:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
     (folder / f"{count}-{words[0]}.started").write_text(str(process.pid))
+    return process
 
 
 def wait(folder: Path, ready: Callable[[], bool], what: str) -> None:
@@ -208,11 +209,27 @@ def wait(folder: Path, ready: Callable[[], bool], what: str) -> None:
         time.sleep(0.2)
 
 
-def is_up(folder: Path) -> bool:
-    """Says whether the OSD is up; a young monitor refuses the question for a moment."""
-    command = ["ceph", "-c", str(folder / "ceph.conf"), "osd", "stat"]
+def asked(folder: Path, *words: str) -> str | None:
+    """Returns the answer of the monitor; None when it refuses.
+
+    A client of this Ceph may speak before it knows whom to (its cluster id is still zero then),
+    and is refused with "wrong fsid": more often on a busy machine. So all of them are tried again.
+    """
+    command = ["ceph", "-c", str(folder / "ceph.conf"), *words]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=STEP_S)
-    return "1 up" in done.stdout
+    return None if done.returncode else done.stdout
+
+
+def bring_up(folder: Path, is_up: Callable[[], bool], *words: str) -> None:
+    """Starts a daemon, again when it was refused, and returns when it is up."""
+    found = [daemon(folder, *words)]
+
+    def ready() -> bool:
+        if found[-1].poll() is not None and len(found) < 20:
+            found.append(daemon(folder, *words))
+        return is_up()
+
+    wait(folder, ready, f"{words[0]} to be up")
 
 
 def answers(port: int) -> bool:
