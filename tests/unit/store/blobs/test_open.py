@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +19,28 @@ from lockgate.store.blobs.local import LocalBlobs
 from lockgate.store.blobs.memory import MemoryBlobs
 from lockgate.store.blobs.open import open_blobs
 from lockgate.store.blobs.retry import RetryBlobs
+
+PAGE = Path(__file__).resolve().parents[4] / "docs" / "backends.md"
+
+
+def test_the_page_has_every_option() -> None:
+    shown = set(re.findall(r"`(\w+)`", PAGE.read_text("utf-8")))
+    assert {field.name for field in fields(BackendOptions)} <= shown
+
+
+def test_the_page_shows_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    first, second = blocks.findall(PAGE.read_text("utf-8"))
+        r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    names: dict[str, Any] = {}
+    exec(first, names)  # noqa: S102
+    names["blobs"].write("a", [b"x"])
+    exec(second, names)  # noqa: S102
+    assert names["blobs"].read("a") == b"x"
+    newest = keys.load(tmp_path / "keys.json").newest
+    assert bytes.fromhex(newest) == (tmp_path / "store" / "a").read_bytes()[16:24]
 
 
 def test_addresses(tmp_path: Path) -> None:
@@ -73,8 +99,6 @@ def test_a_missing_package_is_said(
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
-    import subprocess
-
     code = (
         "import sys, lockgate.store.blobs.open, lockgate.store.blobs.s3, "
         "lockgate.store.blobs.encrypted, lockgate.store.blobs.cached\n"
