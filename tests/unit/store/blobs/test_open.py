@@ -32,8 +32,6 @@ def test_the_page_shows_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     blocks = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     first, second = blocks.findall(PAGE.read_text("utf-8"))
-        r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
-    )
     names: dict[str, Any] = {}
     exec(first, names)  # noqa: S102
     names["blobs"].write("a", [b"x"])
