@@ -21,7 +21,8 @@ from lockgate.ledger.memory import MemoryLedger
 from lockgate.registry.publish import publish
 from lockgate.registry.restore import restore
 from lockgate.registry.service import Details, Registry
-from lockgate.store.local import LocalObjects
+from lockgate.store.blobs.local import LocalBlobs
+from lockgate.store.packs import PackStore
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -53,7 +54,7 @@ def main() -> None:
                 for i in range(8)
             }
             save_file(arrays, folder / f"model-{shard}.safetensors")
-        objects = LocalObjects(home / "store")
+        objects = PackStore(LocalBlobs(home / "store"))
         registry = Registry(MemoryLedger(), objects, SystemClock())
 
         def put() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,9 +11,10 @@ import httpx2
 
 from lockgate.client.home import START_HINT, Server, default_home, find_server
 from lockgate.core.codec import from_json, to_json
-from lockgate.core.digests import Digest
+from lockgate.core.digests import Digest, digest_of, parse_digest, short
 from lockgate.core.errors import (
     DeadlineError,
+    IntegrityError,
     LockgateError,
     Problem,
     SpecError,
@@ -22,10 +23,11 @@ from lockgate.core.errors import (
 )
 from lockgate.core.events import VersionPublished
 from lockgate.core.names import check_release
+from lockgate.registry.bases import Shapes
 from lockgate.registry.catalog import Version
 from lockgate.registry.service import Details, Published
+from lockgate.store.api import Object
 from lockgate.store.frames import pack
-from lockgate.store.memory import check
 
 Json = dict[str, Any]
 _TIMEOUT_S = 60.0
@@ -160,6 +162,13 @@ class Client:
         )
         return Published(version=version, created=answer["created"])
 
+    def bases(self, model: str, shapes: Shapes, parents: Sequence[str]) -> list[Digest]:
+        """See `Registry.bases`."""
+        tensors = [[dtype, list(shape), count] for (dtype, shape), count in shapes.items()]
+        body = {"tensors": tensors, "parents": list(parents)}
+        found = self.post(f"/models/{model}/bases", body)["bases"]
+        return [parse_digest(digest) for digest in found]
+
     def discard(self, digests: Iterable[Digest]) -> int:
         """See `Registry.discard`."""
         return int(self.post("/objects/discard", {"digests": list(digests)})["discarded"])
@@ -193,13 +202,16 @@ class RemoteObjects:
         found = self._client.post("/objects/missing", {"sizes": dict(sizes)})
         return {Digest(digest) for digest in found["missing"]}
 
-    def put(self, objects: Iterable[tuple[Digest, bytes]]) -> None:
+    def put(self, objects: Iterable[Object]) -> None:
         """See `Objects.put`; the objects of one call travel in one body."""
         self._client.request("POST", "/objects", content=pack(objects), timeout=_LONG_S)
 
     def get(self, digest: Digest) -> bytes:
         """See `Objects.get`."""
-        return check(digest, self._client.request("GET", f"/objects/{digest}").content)
+        data = self._client.request("GET", f"/objects/{digest}").content
+        if digest_of(data) != digest:
+            raise IntegrityError(f"object {short(digest)} was damaged on its way here")
+        return data
 
     def digests(self) -> Iterator[Digest]:
         """See `Objects.digests`."""

@@ -1,23 +1,25 @@
 """The manifest: what a version is made of. Its digest *is* the version.
 
 Canonical JSON with nothing in it but content (paths, sizes, digests, tensors), so that the same
-content published twice, by anyone at any time, is the same version.
+content published twice, by anyone at any time, is the same version. How the bytes are stored is not
+in it: they may be encoded anew without becoming another version.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from lockgate.core import canonical
-from lockgate.core.codec import from_json, to_json
-from lockgate.core.digests import Digest, digest_of, is_digest
+from lockgate.core.codec import from_json
+from lockgate.core.digests import Digest, digest_of, hex_of, is_digest
 from lockgate.core.errors import IntegrityError, UsageError
-from lockgate.store.api import Artifact
+from lockgate.store.api import Artifact, Piece, TensorPart
 
-FORMAT = "lockgate/manifest@1"
+FORMAT = "lockgate/manifest@2"
 _MAX_PATH = 4096
 _MAX_NAME = 255
 
@@ -62,12 +64,49 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def _artifact(artifact: Artifact) -> dict[str, object]:
-    body: dict[str, object] = to_json(artifact)
-    body["pieces"] = [
-        {key: value for key, value in piece.items() if value is not None}
-        for piece in to_json(artifact.pieces)
-    ]
+    return {
+        "path": artifact.path,
+        "size": artifact.size,
+        "executable": artifact.executable,
+        "runs": [_run(tensor, list(pieces)) for tensor, pieces in _runs(artifact.pieces)],
+    }
+
+
+def _runs(
+    pieces: Iterable[Piece],
+) -> Iterator[tuple[TensorPart | None, Iterable[Piece]]]:
+    """Yields runs of pieces of one tensor, or of none; each tensor's own begins at part 0."""
+    run: list[Piece] = []
+    for piece in pieces:
+        if run and not _continues(run[-1].tensor, piece.tensor):
+            yield run[0].tensor, run
+            run = []
+        run.append(piece)
+    if run:
+        yield run[0].tensor, run
+
+
+def _continues(before: TensorPart | None, now: TensorPart | None) -> bool:
+    return before == now if now is None or before is None else before == replace(
+        now, part=now.part - 1
+    )
+
+
+def _run(tensor: TensorPart | None, pieces: list[Piece]) -> dict[str, object]:
+    body: dict[str, object] = {
+        "pieces": [hex_of(piece.digest) for piece in pieces],
+        "sizes": _sizes([piece.size for piece in pieces]),
+    }
+    if tensor is not None:
+        body["tensor"] = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
     return body
+
+
+def _sizes(sizes: list[int]) -> list[int]:
+    """Returns the sizes without the repeats of the first: `[first, last]` where all others are it."""
+    if len(sizes) > 2 and set(sizes[:-1]) == {sizes[0]}:
+        return [sizes[0], sizes[-1]]
+    return sizes
 
 
 def digest_of_manifest(manifest: Manifest) -> Digest:
@@ -87,7 +126,7 @@ def parse(text: bytes) -> Manifest:
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise _unsound(f"its format is not {FORMAT!r}")
     try:
-        manifest = from_json(Manifest, body)
+        manifest = _manifest(body)
         _check(manifest)
     except (UsageError, IntegrityError) as error:
         raise _unsound(error.message) from error
@@ -96,17 +135,76 @@ def parse(text: bytes) -> Manifest:
     return manifest
 
 
+def _manifest(body: Mapping[str, Any]) -> Manifest:
+    stated = from_json(_Stated, {key: body[key] for key in body if key != "format"})
+    return Manifest(
+        artifacts=tuple(
+            Artifact(
+                path=artifact.path,
+                size=artifact.size,
+                executable=artifact.executable,
+                pieces=tuple(piece for run in artifact.runs for piece in run.read()),
+            )
+            for artifact in stated.artifacts
+        ),
+        folders=stated.folders,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """A run as the text has it: digests without their prefix, sizes without repeats."""
+
+    pieces: tuple[str, ...]
+    sizes: tuple[int, ...]
+    tensor: _Tensor | None = None
+
+    def read(self) -> Iterator[Piece]:
+        """Yields the pieces; raises UsageError when there are not as many sizes."""
+        sizes = self.sizes
+        if len(sizes) == 2 and len(self.pieces) > 2:
+            sizes = (sizes[0],) * (len(self.pieces) - 1) + sizes[1:]
+        if len(sizes) != len(self.pieces) or not sizes:
+            raise UsageError(f"a run has {len(self.pieces)} pieces and {len(sizes)} sizes")
+        for part, (raw, size) in enumerate(zip(self.pieces, sizes, strict=True)):
+            tensor = self.tensor and TensorPart(
+                name=self.tensor.name, dtype=self.tensor.dtype, shape=self.tensor.shape, part=part
+            )
+            yield Piece(digest="blake3:" + raw, size=size, tensor=tensor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    path: str
+    size: int
+    executable: bool
+    runs: tuple[_Run, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stated:
+    artifacts: tuple[_File, ...]
+    folders: tuple[str, ...]
+
+
 def _check(manifest: Manifest) -> None:
     check_paths([artifact.path for artifact in manifest.artifacts], manifest.folders)
     for artifact in manifest.artifacts:
         sizes = [piece.size for piece in artifact.pieces]
         if any(size <= 0 for size in sizes) or sum(sizes) != artifact.size:
             raise UsageError(f"the pieces of {artifact.path!r} do not add up to its size")
-        for digest in (artifact.digest, *(piece.digest for piece in artifact.pieces)):
-            if not is_digest(digest):
-                raise UsageError(f"{artifact.path!r} names {digest[:80]!r}, which is no digest")
-        if len(sizes) == 1 and artifact.pieces[0].digest != artifact.digest:
-            raise UsageError(f"the one piece of {artifact.path!r} is not the file")
+        for piece in artifact.pieces:
+            if not is_digest(piece.digest):
+                raise UsageError(
+                    f"{artifact.path!r} names {piece.digest[:80]!r}, which is no digest"
+                )
 
 
 def check_paths(files: Iterable[str], folders: Iterable[str]) -> None:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
-from lockgate.core.digests import Digest
-from lockgate.core.errors import LockgateError, PortError
-from lockgate.registry.manifest import Manifest, encode
+from lockgate.core.digests import Digest, digest_of
+from lockgate.core.errors import LockgateError, PortError, UsageError
+from lockgate.registry.bases import Bases, Shapes, folder_shapes
+from lockgate.registry.manifest import Manifest, encode, parse
 from lockgate.registry.scan import FolderPlan, scan
 from lockgate.registry.service import Details, Published
-from lockgate.store.api import PIECE_BYTES, Artifact, Objects, Progress, Report
-from lockgate.store.split import FilePlan, store_file
+from lockgate.store.api import Artifact, Object, Objects, Piece, Progress, Report, Source
+from lockgate.store.split import Cut, FilePlan, Run, check_unchanged, cuts
 
+_BATCH_BYTES = 16 * 1024 * 1024
 _BATCH_OBJECTS = 512
 _MAX_WORKERS = 4
 
@@ -34,6 +37,10 @@ class Shelf(Protocol):
 
     def discard(self, digests: Iterable[Digest]) -> int:
         """See `Registry.discard`."""
+        ...
+
+    def bases(self, model: str, shapes: Shapes, parents: Sequence[str]) -> Sequence[Digest]:
+        """See `Registry.bases`."""
         ...
 
 
@@ -54,10 +61,15 @@ def publish(
     was stored is taken back. An adapter's failure leaves it for the next try.
     """
     plan = scan(folder, exclude)
-    sender = Sender(objects, plan, report)
+    parents = [edge.digest for edge in details.lineage]
+    found = shelf.bases(model, folder_shapes(plan), parents)
+    bases = Bases([parse(bytes(objects.get(digest))) for digest in found])
+    sender = Sender(objects, plan, bases, report)
     try:
         artifacts = _store(plan, sender)
         text = encode(Manifest(artifacts=artifacts, folders=plan.folders))
+        objects.put([Object(digest=digest_of(text), data=text, hashed=True)])
+        objects.flush(())
         return shelf.commit(model, text, sender.counted(details), actor=actor)
     except PortError:
         raise
@@ -67,89 +79,127 @@ def publish(
 
 
 def _store(plan: FolderPlan, sender: Sender) -> tuple[Artifact, ...]:
-    workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+    """Stores every file: cut in order, hashed and sent by a few threads."""
+    workers = max(2, min(_MAX_WORKERS, os.cpu_count() or 1))
     with ThreadPoolExecutor(workers, thread_name_prefix="publish") as pool:
-        futures = [pool.submit(sender.store, file) for file in plan.files]
+        room = threading.BoundedSemaphore(2 * workers)
         try:
-            artifacts = tuple(future.result() for future in futures)
+            return tuple(_store_file(file, sender, pool, room) for file in plan.files)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    sender.flush()
-    return artifacts
+        finally:
+            pool.shutdown()
+
+
+def _store_file(
+    plan: FilePlan, sender: Sender, pool: ThreadPoolExecutor, room: threading.Semaphore
+) -> Artifact:
+    """Stores one file, each byte read once; raises UsageError when it was changed meanwhile."""
+    sources: dict[int, tuple[Source, ...]] = {}
+    futures: list[Future[Piece]] = []
+    try:
+        with plan.source.open("rb") as file:
+            check_unchanged(plan, file)
+            for cut in cuts(plan, file):
+                if cut.run.begin not in sources:
+                    sources[cut.run.begin] = sender.like(cut.run)
+                room.acquire()
+                future = pool.submit(sender.store, file, cut, sources[cut.run.begin])
+                future.add_done_callback(lambda _: room.release())
+                futures.append(future)
+                if len(futures) % 64 == 0:
+                    futures[-64].result()  # a failure stops the reading soon
+            pieces = tuple(future.result() for future in futures)
+            check_unchanged(plan, file)
+    except OSError as error:
+        raise UsageError(f"{plan.path} can't be read: {error.strerror or error}") from error
+    sender.file_done(plan.path)
+    return Artifact(path=plan.path, size=plan.size, pieces=pieces, executable=plan.executable)
 
 
 class Sender:
     """Sends pieces in batches, each digest once, only those that are missing; counts and reports.
 
-    Holds at most one batch (16 MiB or 512 objects) and one piece per worker.
+    Holds at most one batch (16 MiB or 512 objects) for each thread, and one piece.
     """
 
-    def __init__(self, objects: Objects, plan: FolderPlan, report: Report | None) -> None:
+    def __init__(
+        self, objects: Objects, plan: FolderPlan, bases: Bases, report: Report | None
+    ) -> None:
         self.sent: list[Digest] = []
         self._objects = objects
         self._plan = plan
+        self._bases = bases
         self._report = report
         self._lock = threading.Lock()
-        self._batch: dict[Digest, bytes] = {}
+        self._local = threading.local()
+        self._batch: dict[Digest, Object] = {}
         self._batch_bytes = 0
-        self._seen: set[Digest] = set()
+        absent = objects.missing(bases.known)
+        self._seen: set[Digest] = {digest for digest in bases.known if digest not in absent}
         self._done = self._files = self._new = 0
         self._tell("")
 
-    def store(self, file: FilePlan) -> Artifact:
-        """Stores one file and returns its artifact."""
-        artifact = store_file(file, self._add)
-        with self._lock:
-            self._files += 1
-        self._tell(file.path)
-        return artifact
+    def like(self, run: Run) -> tuple[Source, ...]:
+        """Returns the stored tensors that a run of bytes may be like; ask once for each."""
+        return () if run.grid is None else self._bases.like(run.name, run.grid)
 
-    def _add(self, digest: Digest, data: bytes) -> None:
-        full: dict[Digest, bytes] = {}
+    def store(self, file: BinaryIO, cut: Cut, sources: tuple[Source, ...]) -> Piece:
+        """Reads, hashes and stores one piece."""
+        buffer: bytearray = getattr(self._local, "buffer", None) or bytearray(4 << 20)
+        self._local.buffer = buffer
+        view = memoryview(buffer)[: cut.size]
+        if os.preadv(file.fileno(), [view], cut.begin) != cut.size:
+            raise UsageError("a file became shorter while it was published")
+        digest = digest_of(view)
         with self._lock:
-            self._done += len(data)
-            if digest not in self._seen:
-                self._seen.add(digest)
-                self._batch[digest] = data
-                self._batch_bytes += len(data)
-            if self._batch_bytes >= PIECE_BYTES or len(self._batch) >= _BATCH_OBJECTS:
+            self._done += cut.size
+            new = digest not in self._seen
+            self._seen.add(digest)
+        if new:
+            data = bytes(view)
+            self._add(Object(digest=digest, data=data, grid=cut.run.grid,
+                             begin=cut.begin - cut.run.begin, sources=sources, hashed=True))  # fmt: skip
+        self._tell("")
+        return cut.piece(digest)
+
+    def _add(self, given: Object) -> None:
+        full: dict[Digest, Object] = {}
+        with self._lock:
+            self._batch[given.digest] = given
+            self._batch_bytes += len(given.data)
+            if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_OBJECTS:
                 full, self._batch, self._batch_bytes = self._batch, {}, 0
         self._send(full)
-        self._tell("")
 
-    def flush(self) -> None:
-        """Sends what is left."""
-        batch, self._batch, self._batch_bytes = self._batch, {}, 0
-        self._send(batch)
-        self._tell("")
+    def file_done(self, path: str) -> None:
+        """Counts a file."""
+        with self._lock:
+            self._files += 1
+        if self._files == len(self._plan.files):
+            batch, self._batch, self._batch_bytes = self._batch, {}, 0
+            self._send(batch)
+        self._tell(path)
 
-    def _send(self, batch: dict[Digest, bytes]) -> None:
+    def _send(self, batch: dict[Digest, Object]) -> None:
         if not batch:
             return
-        absent = self._objects.missing({digest: len(data) for digest, data in batch.items()})
+        absent = self._objects.missing({digest: len(given.data) for digest, given in batch.items()})
         with self._lock:
             self.sent.extend(absent)
         self._objects.put(self._pick(batch, absent))
 
-    def _pick(
-        self, batch: dict[Digest, bytes], absent: set[Digest]
-    ) -> Iterator[tuple[Digest, bytes]]:
-        for digest in sorted(absent):
-            yield digest, batch[digest]
-            with self._lock:
-                self._new += len(batch[digest])
+    def _pick(self, batch: dict[Digest, Object], absent: set[Digest]) -> Iterator[Object]:
+        for digest, given in batch.items():
+            if digest in absent:
+                yield given
+                with self._lock:
+                    self._new += len(given.data)
 
     def counted(self, details: Details) -> Details:
         """Returns `details` with the number of bytes that were new."""
-        return Details(
-            environment=details.environment,
-            dependencies=details.dependencies,
-            source_revision=details.source_revision,
-            labels=details.labels,
-            lineage=details.lineage,
-            bytes_new=self._new,
-        )
+        return replace(details, bytes_new=self._new)
 
     def _tell(self, current: str) -> None:
         if self._report:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 import uuid
-from collections.abc import Callable
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockgate.core.digests import Digest
 from lockgate.core.errors import (
     ConflictError,
     IntegrityError,
@@ -18,9 +21,12 @@ from lockgate.core.errors import (
     UsageError,
 )
 from lockgate.registry.manifest import Manifest
-from lockgate.store.api import Artifact, Objects, Progress, Report
+from lockgate.store.api import Artifact, Objects, Piece, Progress, Report
 from lockgate.store.durable import sync_folder
-from lockgate.store.split import join_file
+
+_MAX_WORKERS = 4
+_AHEAD = 8
+Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +74,14 @@ class Teller:
         self._manifest = manifest
         self._phase = phase
         self._report = report
+        self._lock = threading.Lock()
         self._bytes = self._files = 0
 
     def more(self, count: int, path: str, *, file_done: bool = False) -> None:
         """Adds `count` bytes of the file `path`."""
-        self._bytes += count
-        self._files += file_done
+        with self._lock:
+            self._bytes += count
+            self._files += file_done
         if self._report:
             self._report(
                 Progress(
@@ -90,33 +98,63 @@ class Teller:
 def _write_all(manifest: Manifest, draft: Path, objects: Objects, teller: Teller) -> None:
     for name in manifest.folders:
         (draft / name).mkdir(parents=True)
-    for artifact in manifest.artifacts:
-        path = draft / artifact.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            for data in join_file(artifact, _named(objects, artifact)):
-                file.write(data)
-                teller.more(len(data), artifact.path)
-            file.flush()
-            os.fsync(file.fileno())
-        if artifact.executable:
-            path.chmod(path.stat().st_mode | 0o111)
-        teller.more(0, artifact.path, file_done=True)
-
-
-def _named(objects: Objects, artifact: Artifact) -> Callable[[object], bytes]:
-    """Returns `objects.get` whose errors name the file."""
-
-    def get(digest: object) -> bytes:
+    with ThreadPoolExecutor(max(2, min(_MAX_WORKERS, os.cpu_count() or 1))) as pool:
         try:
-            return objects.get(digest)  # type: ignore[arg-type]
-        except NotFoundError as error:
-            raise IntegrityError(
-                f"{artifact.path}: {error.message}",
-                hint="publish the same files again: what is missing will be stored anew",
-            ) from error
+            for artifact in manifest.artifacts:
+                _write_file(artifact, draft / artifact.path, objects, teller, pool)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
-    return get
+
+def _write_file(
+    artifact: Artifact, path: Path, objects: Objects, teller: Teller, pool: ThreadPoolExecutor
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        if artifact.size:
+            os.posix_fallocate(handle, 0, artifact.size)
+
+        def write(job: tuple[Piece, int]) -> None:
+            piece, at = job
+            data = read_piece(artifact, piece, objects)
+            done = 0
+            while done < len(data):
+                done += os.pwrite(handle, memoryview(data)[done:], at + done)
+            teller.more(len(data), artifact.path)
+
+        at = 0
+        waiting: deque[Future[None]] = deque()
+        for piece in artifact.pieces:
+            waiting.append(pool.submit(write, (piece, at)))
+            at += piece.size
+            if len(waiting) > _AHEAD:
+                waiting.popleft().result()
+        for future in waiting:
+            future.result()
+        os.fsync(handle)
+        if artifact.executable:
+            os.fchmod(handle, 0o755)
+    finally:
+        os.close(handle)
+    teller.more(0, artifact.path, file_done=True)
+
+
+def read_piece(artifact: Artifact, piece: Piece, objects: Objects) -> Buffer:
+    """Returns a piece's bytes, checked; raises IntegrityError, naming the file."""
+    try:
+        data = objects.get(Digest(piece.digest))
+    except NotFoundError as error:
+        raise IntegrityError(
+            f"{artifact.path}: {error.message}",
+            hint="publish the same files again: what is missing will be stored anew",
+        ) from error
+    except IntegrityError as error:
+        raise IntegrityError(f"{artifact.path}: {error.message}", hint=error.hint) from error
+    if len(data) != piece.size:
+        raise IntegrityError(f"{artifact.path}: a piece has {len(data)} bytes, not {piece.size}")
+    return data
 
 
 def verify(manifest: Manifest, objects: Objects, report: Report | None = None) -> list[Damage]:
@@ -125,8 +163,8 @@ def verify(manifest: Manifest, objects: Objects, report: Report | None = None) -
     damages: list[Damage] = []
     for artifact in manifest.artifacts:
         try:
-            for data in join_file(artifact, _named(objects, artifact)):
-                teller.more(len(data), artifact.path)
+            for piece in artifact.pieces:
+                teller.more(len(read_piece(artifact, piece, objects)), artifact.path)
         except IntegrityError as error:
             damages.append(Damage(path=artifact.path, message=error.message))
         teller.more(0, artifact.path, file_done=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from lockgate.core.errors import NotFoundError, UsageError
 from lockgate.registry.manifest import check_paths
-from lockgate.store.split import FilePlan, plan_file
+from lockgate.store.formats.spans import TensorSpan
+from lockgate.store.split import FilePlan, look_elsewhere, plan_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,20 +33,25 @@ def scan(folder: Path, exclude: Sequence[str] = ()) -> FolderPlan:
 
     A link to a file inside the folder is taken as that file. Raises NotFoundError for no folder,
     UsageError for a link out of it, a name that is not Unicode, a device, or nothing to publish;
-    IntegrityError for a corrupt safetensors file. Each names the file.
+    IntegrityError for a corrupt safetensors or GGUF file. Each names the file.
     """
     if not folder.exists():
         raise NotFoundError(f"there is no folder {folder}")
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", hint="publish the folder that holds the file")
     root = folder.resolve()
-    files: list[FilePlan] = []
+    found: list[tuple[str, Path]] = []
     folders: list[str] = []
     for path, source in _walk(root, root, tuple(exclude)):
         if source is None:
             folders.append(path)
         else:
-            files.append(plan_file(source, path))
+            found.append((path, source))
+    elsewhere: dict[str, list[TensorSpan]] = {}
+    for path, source in found:
+        for other, spans in look_elsewhere(source, path).items():
+            elsewhere.setdefault(other, []).extend(spans)
+    files = [plan_file(source, path, elsewhere) for path, source in found]
     if not files:
         raise UsageError(f"{folder} holds no file to publish")
     check_paths([file.path for file in files], folders)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lockgate.core import canonical
@@ -15,13 +15,16 @@ from lockgate.core.events import AliasMoved, Edge, VersionPublished
 from lockgate.core.names import check_alias, check_model, parse_version
 from lockgate.ledger.api import Ledger
 from lockgate.registry import catalog
+from lockgate.registry.bases import Shapes, candidates, score
 from lockgate.registry.catalog import Model, Version
 from lockgate.registry.manifest import Manifest, parse
-from lockgate.store.api import Objects
+from lockgate.store.api import Object, Objects
 
 _TRIES = 5
 _MAX_LABELS = 64
 _MAX_DETAILS = 1_000_000
+_LIKE = 0.2
+_BASES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,7 @@ class Registry:
 
     def manifest(self, digest: str) -> Manifest:
         """Returns the manifest of a version; raises NotFoundError or IntegrityError."""
-        return parse(self.objects.get(Digest(digest)))
+        return parse(bytes(self.objects.get(Digest(digest))))
 
     def commit(self, model: str, manifest: bytes, details: Details, *, actor: str) -> Published:
         """Makes the version of `manifest` true; the moment is the ledger's append.
@@ -88,7 +91,7 @@ class Registry:
         check_model(model)
         parsed = parse(manifest)
         with self._lock:
-            absent = self.objects.missing(parsed.objects())
+            absent = self._absent(parsed)
             if absent:
                 raise IntegrityError(
                     f"{len(absent)} of the version's objects are not in the store, "
@@ -97,9 +100,36 @@ class Registry:
                 )
             digest = digest_of(manifest)
             self._check_details(details)
-            self.objects.put([(digest, manifest)])
+            self.objects.put([Object(digest=digest, data=manifest, hashed=True)])
             self.objects.flush([digest, *parsed.objects()])
             return self._append(model, digest, parsed, details, actor)
+
+    def _absent(self, manifest: Manifest) -> set[Digest]:
+        """Returns the objects that are not here, after a look at what others stored just now."""
+        absent = self.objects.missing(manifest.objects())
+        if absent:
+            self.objects.flush(())
+            absent = self.objects.missing(manifest.objects())
+        return absent
+
+    def bases(self, model: str, shapes: Shapes, parents: Sequence[str]) -> list[Digest]:
+        """Returns up to two versions, by digest, that a folder with those tensors is most like.
+
+        `parents` are declared ones; next come the model's own. Others must fit in type and shape.
+        """
+        models = self.models()
+        near: list[tuple[float, Digest]] = []
+        for version in candidates(models, check_model(model), parents):
+            try:
+                found = score(shapes, self.manifest(version.digest))
+            except (NotFoundError, IntegrityError):
+                continue  # a version that is hurt is nobody's base
+            own = version.published.model == model
+            bonus = 2.0 if version.digest in parents else 1.0 if own else 0.0
+            if found > _LIKE:
+                near.append((found + bonus, Digest(version.digest)))
+        near.sort(key=lambda pair: -pair[0])
+        return [digest for _, digest in near[:_BASES]]
 
     def _check_details(self, details: Details) -> None:
         if len(details.labels) > _MAX_LABELS:

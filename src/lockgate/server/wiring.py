@@ -25,7 +25,8 @@ from lockgate.release.loop import Engine, Tools
 from lockgate.server.access import ensure_token
 from lockgate.server.config import Settings, run_folder
 from lockgate.server.versions import Versions
-from lockgate.store.local import LocalObjects
+from lockgate.store.blobs.local import LocalBlobs
+from lockgate.store.packs import PackStore
 
 _PRUNE_EVERY_S = 3600.0
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Control:
         self.token = ensure_token(home)
         self.ledger = SqliteLedger(home / "ledger.db")
         self.samples = SqliteSamples(home / "samples.db")
-        self.registry = Registry(self.ledger, LocalObjects(home / "store"), self.clock)
+        self.registry = Registry(self.ledger, PackStore(LocalBlobs(home / "store")), self.clock)
         self._versions = Versions(home / "versions", self.registry)
         self.gateway = self._gateway()
         try:

@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from lockgate.core.digests import Digest
+from lockgate.core.digests import Digest, digest_of, hex_of
+from lockgate.store.codec.dtypes import PIECE_BYTES, Grid
+from lockgate.store.codec.encode import Object, Source
 
-PIECE_BYTES = 16 * 1024 * 1024
-"""The largest piece, in bytes: what one reader or writer holds in memory at a time."""
+__all__ = [
+    "PIECE_BYTES", "Artifact", "Grid", "Object", "Objects", "Piece", "Progress", "Report",
+    "Source", "TensorPart",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +41,15 @@ class Artifact:
 
     path: str
     size: int
-    digest: str
     pieces: tuple[Piece, ...]
     executable: bool = False
+
+    @property
+    def digest(self) -> Digest:
+        """One name for the content: its piece's digest, or the digest of its pieces' digests."""
+        if len(self.pieces) == 1:
+            return Digest(self.pieces[0].digest)
+        return digest_of(b"".join(bytes.fromhex(hex_of(piece.digest)) for piece in self.pieces))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +75,16 @@ class Objects(Protocol):
         """Returns which of the digests are not here whole, that is with that size in bytes."""
         ...
 
-    def put(self, objects: Iterable[tuple[Digest, bytes]]) -> None:
+    def put(self, objects: Iterable[Object]) -> None:
         """Stores the objects; each is here whole, or not at all, at any moment.
 
-        Raises IntegrityError when bytes do not have their digest, UsageError on a full disk.
+        What an object says of its likeness to others may save space, and never changes what comes
+        back. Raises IntegrityError when bytes do not have their digest, UsageError on a full disk.
         """
         ...
 
-    def get(self, digest: Digest) -> bytes:
-        """Returns the bytes, checked against their digest.
+    def get(self, digest: Digest) -> bytes | bytearray | memoryview:
+        """Returns the bytes, checked against their digest; they are the caller's alone.
 
         Raises NotFoundError when they are not here, IntegrityError when they are damaged.
         """
@@ -91,5 +102,8 @@ class Objects(Protocol):
         ...
 
     def discard(self, digests: Iterable[Digest]) -> None:
-        """Removes the objects; the caller knows that nothing names them."""
+        """Removes the objects, which nothing names, where that is cheap.
+
+        What shares a pack with others stays until garbage is collected.
+        """
         ...

@@ -1,65 +1,97 @@
-"""A file ⇄ its pieces: safetensors by tensor, everything else in chunks of 16 MiB.
+"""A file ⇄ its pieces: tensors by themselves, in whole rows; everything else by its content.
 
-Planning reads the header only; storing reads every byte once.
+Planning reads headers only. A tensor is cut in pieces of up to 4 MiB (`dtypes.piece_bytes`);
+runs of other bytes where their content says (`formats.chunks`).
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from lockgate.core.digests import Digest, Hasher, digest_of
-from lockgate.core.errors import IntegrityError, UsageError
-from lockgate.store.api import PIECE_BYTES, Artifact, Piece, TensorPart
-from lockgate.store.formats.safetensors import header_length, parse_header
-from lockgate.store.formats.spans import TensorSpan
+from lockgate.core.errors import UsageError
+from lockgate.store.api import Piece, TensorPart
+from lockgate.store.codec.dtypes import Grid, piece_bytes
+from lockgate.store.formats.api import TensorSpan, named_elsewhere, tensors_of
+from lockgate.store.formats.chunks import cut
 
-Put = Callable[[Digest, bytes], None]
-Get = Callable[[Digest], bytes]
+_READ = 1024 * 1024
+Siblings = Mapping[str, Sequence[TensorSpan]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """A run of bytes of a file that becomes one piece."""
+class Run:
+    """Bytes of a file from `begin` on: all of one tensor, or what lies between two."""
 
+    begin: int
     size: int
-    tensor: TensorPart | None = None
+    name: str = ""
+    grid: Grid | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Bytes of a file that become one piece; `run` is what they are cut from."""
+
+    begin: int
+    size: int
+    run: Run
+
+    def piece(self, digest: str) -> Piece:
+        """Returns the piece, once its digest is known."""
+        run = self.run
+        if run.grid is None:
+            return Piece(digest=digest, size=self.size)
+        part = (self.begin - run.begin) // piece_bytes(run.grid)
+        tensor = TensorPart(name=run.name, dtype=run.grid.dtype, shape=run.grid.shape, part=part)
+        return Piece(digest=digest, size=self.size, tensor=tensor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePlan:
-    """A file that was looked at: how it will be cut, and `stamp`, by which a change is noticed."""
+    """A file that was looked at: what it holds, and `stamp`, by which a change is noticed."""
 
     path: str
     source: Path
     size: int
     executable: bool
     stamp: tuple[int, ...]
-    spans: tuple[Span, ...] = field(repr=False)
+    runs: tuple[Run, ...] = field(repr=False)
 
 
-def plan_file(source: Path, path: str) -> FilePlan:
-    """Returns how the file at `source`, called `path` in its folder, is cut.
+def look_elsewhere(source: Path, path: str) -> Siblings:
+    """Returns what the file says of tensors in other files of its folder."""
+    if not path.endswith(".onnx"):
+        return {}
+    try:
+        with source.open("rb") as file:
+            return named_elsewhere(file, os.fstat(file.fileno()).st_size, path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
-    Raises IntegrityError for a corrupt safetensors header, UsageError when it can't be read.
+
+def plan_file(source: Path, path: str, siblings: Siblings | None = None) -> FilePlan:
+    """Returns what the file at `source`, called `path` in its folder, is made of.
+
+    Raises IntegrityError for a corrupt safetensors or GGUF file, UsageError when it can't be read.
     """
     try:
         with source.open("rb") as file:
             stats = os.fstat(file.fileno())
-            spans = _spans(file, stats.st_size, path)
+            spans = tensors_of(file, stats.st_size, path, siblings or {})
     except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
     return FilePlan(
         path=path,
         source=source,
         size=stats.st_size,
         executable=bool(stats.st_mode & stat.S_IXUSR),
         stamp=_stamp(stats),
-        spans=tuple(spans),
+        runs=tuple(_runs(spans, stats.st_size)),
     )
 
 
@@ -67,84 +99,46 @@ def _stamp(stats: os.stat_result) -> tuple[int, ...]:
     return (stats.st_ino, stats.st_size, stats.st_mtime_ns)
 
 
-def _spans(file: BinaryIO, size: int, path: str) -> Iterator[Span]:
-    if not path.endswith(".safetensors"):
-        return _chunks(size)
-    length = header_length(file.read(8), size, path)
-    tensors = parse_header(file.read(length), size - 8 - length, path)
-    return _tensor_spans(8 + length, tensors)
+def _runs(spans: Sequence[TensorSpan], size: int) -> Iterator[Run]:
+    at = 0
+    for span in spans:
+        if span.begin > at:
+            yield Run(begin=at, size=span.begin - at)
+        if span.end > span.begin:
+            grid = Grid(dtype=span.dtype, shape=span.shape)
+            yield Run(begin=span.begin, size=span.end - span.begin, name=span.name, grid=grid)
+        at = max(at, span.end)
+    if at < size:
+        yield Run(begin=at, size=size - at)
 
 
-def _chunks(size: int, tensor: TensorSpan | None = None) -> Iterator[Span]:
-    for part, at in enumerate(range(0, size, PIECE_BYTES)):
-        yield Span(size=min(PIECE_BYTES, size - at), tensor=_part(tensor, part))
+def cuts(plan: FilePlan, file: BinaryIO) -> Iterator[Cut]:
+    """Yields how the file is cut, in order; reads what is no tensor from `file`."""
+    for run in plan.runs:
+        if run.grid is not None:
+            step = piece_bytes(run.grid)
+            for at in range(0, run.size, step):
+                yield Cut(begin=run.begin + at, size=min(step, run.size - at), run=run)
+            continue
+        at = run.begin
+        for size in cut(_blocks(file, run), run.size):
+            yield Cut(begin=at, size=size, run=run)
+            at += size
 
 
-def _part(tensor: TensorSpan | None, part: int) -> TensorPart | None:
-    if tensor is None:
-        return None
-    return TensorPart(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, part=part)
+def _blocks(file: BinaryIO, run: Run) -> Iterator[bytes]:
+    for at in range(run.begin, run.begin + run.size, _READ):
+        yield os.pread(file.fileno(), min(_READ, run.begin + run.size - at), at)
 
 
-def _tensor_spans(header: int, tensors: tuple[TensorSpan, ...]) -> Iterator[Span]:
-    yield from _chunks(header)
-    for tensor in tensors:
-        yield from _chunks(tensor.end - tensor.begin, tensor)
-
-
-def store_file(plan: FilePlan, put: Put) -> Artifact:
-    """Reads the file once, hands each piece to `put`, and returns the artifact.
-
-    Raises UsageError when the file was changed since it was planned.
-    """
-    pieces: list[Piece] = []
-    whole = Hasher()
-    try:
-        with plan.source.open("rb") as file:
-            _check_unchanged(plan, os.fstat(file.fileno()))
-            for span in plan.spans:
-                data = file.read(span.size)
-                digest = digest_of(data)
-                whole.update(data)
-                if len(data) == span.size:
-                    put(digest, data)
-                pieces.append(Piece(digest=digest, size=len(data), tensor=span.tensor))
-            _check_unchanged(plan, os.fstat(file.fileno()))
-    except OSError as error:
-        raise UsageError(f"{plan.path} can't be read: {error.strerror or error}") from error
-    return Artifact(
-        path=plan.path,
-        size=plan.size,
-        digest=whole.digest(),
-        pieces=tuple(pieces),
-        executable=plan.executable,
-    )
-
-
-def _check_unchanged(plan: FilePlan, stats: os.stat_result) -> None:
-    if _stamp(stats) != plan.stamp:
+def check_unchanged(plan: FilePlan, file: BinaryIO) -> None:
+    """Raises UsageError when the file is not as it was when it was planned."""
+    if _stamp(os.fstat(file.fileno())) != plan.stamp:
         raise UsageError(
             f"{plan.path} was changed while it was published",
             hint="publish again when whatever writes it is done",
         )
 
 
-def join_file(artifact: Artifact, get: Get) -> Iterator[bytes]:
-    """Yields the artifact's bytes piece by piece; each piece was checked by `get`.
-
-    Raises IntegrityError, naming the file, when a piece or the whole is not what it should be.
-    """
-    whole = Hasher()
-    for piece in artifact.pieces:
-        try:
-            data = get(Digest(piece.digest))
-        except IntegrityError as error:
-            raise IntegrityError(f"{artifact.path}: {error.message}", hint=error.hint) from error
-        if len(data) != piece.size:
-            raise IntegrityError(
-                f"{artifact.path}: a piece has {len(data)} bytes, not {piece.size}"
-            )
-        whole.update(data)
-        yield data
-    if whole.digest() != artifact.digest:
-        raise IntegrityError(f"{artifact.path}: its pieces do not make the file that was published")
+def _unreadable(path: str, error: OSError) -> UsageError:
+    return UsageError(f"{path} can't be read: {error.strerror or error}")

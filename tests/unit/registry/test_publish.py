@@ -34,8 +34,9 @@ from lockgate.registry.publish import publish
 from lockgate.registry.restore import restore, verify
 from lockgate.registry.service import Details, Published, Registry
 from lockgate.store.api import Progress
-from lockgate.store.local import LocalObjects
-from lockgate.store.memory import MemoryObjects
+from lockgate.store.blobs.local import LocalBlobs
+from lockgate.store.packs import PackStore
+from lockgate.store.blobs.memory import MemoryBlobs
 
 
 class World:
@@ -46,7 +47,7 @@ class World:
         self.folder = tmp / "model"
         self.folder.mkdir()
         self.ledger = MemoryLedger()
-        self.objects = LocalObjects(tmp / "store")
+        self.objects = PackStore(LocalBlobs(tmp / "store"))
         self.registry = Registry(self.ledger, self.objects, ManualClock())
 
     def write(self, files: dict[str, bytes]) -> None:
@@ -326,7 +327,7 @@ def test_a_really_full_disk_leaves_the_store_as_it_was(tmp_path: Path) -> None:
         pytest.skip("no right to mount a small file system")
     try:
         world = World(tmp_path)
-        world.objects = LocalObjects(mount / "store")
+        world.objects = PackStore(LocalBlobs(mount / "store"))
         world.registry = Registry(world.ledger, world.objects, ManualClock())
         world.write({"a": b"x" * 1000})
         world.publish()
@@ -422,7 +423,7 @@ def test_two_names_for_one_place_are_refused(world: World) -> None:
 def test_a_version_whose_bytes_are_not_here_is_refused(world: World) -> None:
     world.write({"a": b"good"})
     text = encode(world.registry.manifest(world.publish().version.digest))
-    empty = Registry(MemoryLedger(), MemoryObjects(), ManualClock())
+    empty = Registry(MemoryLedger(), PackStore(MemoryBlobs()), ManualClock())
     with pytest.raises(IntegrityError, match="not in the store"):
         empty.commit("acme/chat", text, Details(), actor="eve")
     assert empty.models() == {}
@@ -435,7 +436,8 @@ from lockgate.core.clock import SystemClock
 from lockgate.ledger.sqlite import SqliteLedger
 from lockgate.registry.publish import publish
 from lockgate.registry.service import Details, Registry
-from lockgate.store.local import LocalObjects
+from lockgate.store.blobs.local import LocalBlobs
+from lockgate.store.packs import PackStore
 home, stop = Path(sys.argv[1]), int(sys.argv[2])
 count = 0
 def audit(event, args):
@@ -446,7 +448,7 @@ def audit(event, args):
     if durable and count == stop:
         os.kill(os.getpid(), 9)
 sys.addaudithook(audit)
-objects = LocalObjects(home / "store")
+objects = PackStore(LocalBlobs(home / "store"))
 registry = Registry(SqliteLedger(home / "ledger.db"), objects, SystemClock())
 done = publish(
     home / "model", "acme/chat", objects=objects, shelf=registry, details=Details(), actor="k")
@@ -465,7 +467,7 @@ def test_a_publish_killed_at_every_durable_step_goes_on(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
         )
-        objects = LocalObjects(world.tmp / "store")
+        objects = PackStore(LocalBlobs(world.tmp / "store"))
         for digest in objects.digests():
             objects.get(digest)  # whatever has a name is whole
         if done.returncode == 0:

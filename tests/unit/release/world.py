@@ -21,7 +21,8 @@ from lockgate.release.loop import Engine, Tools
 from lockgate.release.routes import Route
 from lockgate.release.spec import check_spec
 from lockgate.release.state import Release
-from lockgate.store.memory import MemoryObjects
+from lockgate.store.blobs.memory import MemoryBlobs
+from lockgate.store.packs import PackStore
 
 MODEL = "acme/chat"
 ROUTE = "acme/chat@local"
@@ -36,7 +37,7 @@ class World:
         self.fleet = MemoryFleet(self.clock.now, start_s=start_s)
         self.gateway = MemoryGateway()
         self.samples = MemorySamples()
-        self.registry = Registry(self.ledger, MemoryObjects(), self.clock)
+        self.registry = Registry(self.ledger, PackStore(MemoryBlobs()), self.clock)
         for number in range(1, 6):
             self.publish(number)
         self.engine = self.new_engine("one")

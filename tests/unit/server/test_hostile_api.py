@@ -34,7 +34,8 @@ from lockgate.release.commands import Commands
 from lockgate.release.loop import Engine, Tools
 from lockgate.server.app import create_app
 from lockgate.store.api import Artifact, Piece
-from lockgate.store.local import LocalObjects
+from lockgate.store.blobs.local import LocalBlobs
+from lockgate.store.packs import PackStore
 
 TOKEN = "t" * 40
 MODEL = "acme/chat"
@@ -49,7 +50,7 @@ class Door:
 
     def __init__(self, folder: Path) -> None:
         clock, ledger = ManualClock(), SqliteLedger(folder / "ledger.db")
-        self.registry = Registry(ledger, LocalObjects(folder / "store"), clock)
+        self.registry = Registry(ledger, PackStore(LocalBlobs(folder / "store")), clock)
         fleet, gateway, samples = MemoryFleet(clock.now), MemoryGateway(), MemorySamples()
         tools = Tools(ledger=ledger, leases=ledger, registry=self.registry, samples=samples,
                       judge=None, clock=clock)  # type: ignore[arg-type] # fmt: skip

@@ -16,7 +16,7 @@ from lockgate.core.errors import IntegrityError, UsageError
 from lockgate.registry import catalog, compare
 from lockgate.registry.restore import verify
 from lockgate.registry.service import Details
-from lockgate.server.api.views import model_view, version_view
+from lockgate.server.api.views import manifest_view, model_view, version_view
 from lockgate.server.wiring import Control
 from lockgate.store.frames import MAX_BODY, unpack
 
@@ -39,6 +39,15 @@ class Digests(_Body):
     """Some digests."""
 
     digests: list[str] = Field(max_length=1_000_000)
+
+
+class Like(_Body):
+    """The tensors of a folder (type, shape, how many), and versions it is said to come from."""
+
+    tensors: list[tuple[str, tuple[Annotated[int, Field(ge=0)], ...], Annotated[int, Field(ge=1)]]] = (
+        Field(max_length=100_000)
+    )
+    parents: list[str] = Field(default_factory=list, max_length=64)
 
 
 class Commit(_Body):
@@ -103,7 +112,7 @@ def _objects(api: APIRouter, control: Control) -> None:
     def get(digest: str) -> Response:
         """Returns an object's bytes."""
         data = objects.get(Digest(parse_digest(digest)))
-        return Response(data, media_type="application/octet-stream")
+        return Response(bytes(data), media_type="application/octet-stream")
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -134,7 +143,13 @@ def _models(api: APIRouter, control: Control) -> None:
         """Returns a version and its manifest."""
         found = registry.version(f"{owner}/{name}", version)
         view = version_view(found, registry.model(f"{owner}/{name}"))
-        return {**view, "manifest": to_json(registry.manifest(found.digest))}
+        return {**view, "manifest": manifest_view(registry.manifest(found.digest))}
+
+    @api.post("/models/{owner}/{name}/bases")
+    def bases(owner: str, name: str, body: Like) -> dict[str, list[str]]:
+        """Returns the versions that a folder with those tensors is most like."""
+        shapes = {(dtype, shape): count for dtype, shape, count in body.tensors}
+        return {"bases": list(registry.bases(f"{owner}/{name}", shapes, body.parents))}
 
     @api.get("/models/{owner}/{name}/diff")
     def diff(owner: str, name: str, before: str, after: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lockgate.gateway.api import GatewayView, RouteView
 from lockgate.ledger.api import Recorded
 from lockgate.ledger.audit import say
 from lockgate.registry.catalog import Model, Version
+from lockgate.registry.manifest import Manifest
 from lockgate.release.plan import Plan
 from lockgate.release.routes import Route
 from lockgate.release.state import Release
@@ -36,6 +37,14 @@ def model_view(model: Model) -> Json:
     """Returns a model with all its versions, newest first."""
     versions = [version_view(version, model) for version in reversed(model.versions)]
     return {"name": model.name, "aliases": dict(model.aliases), "versions": versions}
+
+
+def manifest_view(manifest: Manifest) -> Json:
+    """Returns a manifest with each artifact's digest."""
+    body: Json = to_json(manifest)
+    for view, artifact in zip(body["artifacts"], manifest.artifacts, strict=True):
+        view["digest"] = artifact.digest
+    return body
 
 
 def plan_view(plan: Plan) -> Json:

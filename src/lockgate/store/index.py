@@ -1,0 +1,135 @@
+"""Which object is where: the entries of all packs, sorted, about 70 bytes an object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockgate.core.digests import Digest, hex_of
+from lockgate.store.pack import Entries, to_digest
+
+_OVERLAY = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a frame is, and what is known of it without reading it. Sizes in bytes."""
+
+    pack: str
+    offset: int
+    length: int
+    size: int
+    codec: int
+    depth: int
+
+
+class Index:
+    """The entries of the packs that were added; not safe for threads by itself.
+
+    Entries of new packs are found by a dictionary until there are many of them; then all are
+    sorted anew, so that adding n objects costs O(n log n) over the life of a store.
+    """
+
+    def __init__(self) -> None:
+        self._packs: dict[str, Entries] = {}
+        self._names: list[str] = []
+        self._keys: NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self._owner: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._row: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._recent: dict[bytes, tuple[str, int]] = {}
+        self._hidden: set[tuple[bytes, str]] = set()
+
+    @property
+    def packs(self) -> frozenset[str]:
+        """The names of the packs."""
+        return frozenset(self._packs)
+
+    def entries(self, pack: str) -> Entries:
+        """Returns the entries of a pack."""
+        return self._packs[pack]
+
+    def add(self, pack: str, entries: Entries) -> None:
+        """Adds a pack."""
+        if pack in self._packs:
+            return
+        self._packs[pack] = entries
+        raws = entries["digest"].tobytes()
+        for row in range(len(entries)):
+            self._recent[raws[32 * row : 32 * row + 32]] = (pack, row)
+        if len(self._recent) > _OVERLAY:
+            self._sort()
+
+    def remove(self, packs: set[str]) -> None:
+        """Forgets packs."""
+        if packs & set(self._packs):
+            for name in packs:
+                self._packs.pop(name, None)
+            self._sort()
+
+    def hide(self, digest: Digest, pack: str) -> None:
+        """Makes an entry that turned out damaged be found no more."""
+        raw = bytes.fromhex(hex_of(digest))
+        if (raw, pack) in self._hidden:
+            return
+        self._hidden.add((raw, pack))
+        if self._recent.get(raw, ("", 0))[0] == pack:
+            del self._recent[raw]
+
+    def _sort(self) -> None:
+        self._names = list(self._packs)
+        keys = [_keys(self._packs[name]) for name in self._names]
+        sizes = [key.size for key in keys]
+        joined = np.concatenate([*keys, np.zeros(0, np.uint64)])
+        owner = np.repeat(np.arange(len(sizes), dtype=np.uint32), sizes)
+        row = np.concatenate([*(np.arange(n, dtype=np.uint32) for n in sizes), np.zeros(0, np.uint32)])
+        order = np.argsort(joined, kind="stable")
+        self._keys, self._owner, self._row = joined[order], owner[order], row[order]
+        self._recent = {}
+
+    def find(self, digest: Digest) -> Place | None:
+        """Returns where the object is, None when it is in no pack."""
+        raw = bytes.fromhex(hex_of(digest))
+        recent = self._recent.get(raw)
+        if recent is not None:
+            return self._place(*recent)
+        key = np.frombuffer(raw, "<u8", 1)[0]
+        at = int(np.searchsorted(self._keys, key))
+        while at < self._keys.size and self._keys[at] == key:
+            pack, row = self._names[self._owner[at]], int(self._row[at])
+            same = self._packs[pack][row]["digest"].tobytes() == raw
+            if same and (raw, pack) not in self._hidden:
+                return self._place(pack, row)
+            at += 1
+        return None
+
+    def _place(self, pack: str, row: int) -> Place:
+        entry = self._packs[pack][row]
+        return Place(
+            pack=pack,
+            offset=int(entry["offset"]),
+            length=int(entry["length"]),
+            size=int(entry["size"]),
+            codec=int(entry["codec"]),
+            depth=int(entry["depth"]),
+        )
+
+    def digests(self) -> Iterator[Digest]:
+        """Yields every digest once, in order."""
+        raws = {raw for name in self._packs for raw in _raws(self._packs[name])}
+        for raw in sorted(raws):
+            digest = to_digest(np.void(raw))
+            if self.find(digest) is not None:
+                yield digest
+
+
+def _keys(entries: Entries) -> NDArray[np.uint64]:
+    raws = np.frombuffer(entries["digest"].tobytes(), "<u8").reshape(-1, 4)
+    return raws[:, 0].copy()
+
+
+def _raws(entries: Entries) -> Iterator[bytes]:
+    joined = entries["digest"].tobytes()
+    return (joined[at : at + 32] for at in range(0, len(joined), 32))
