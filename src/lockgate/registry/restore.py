@@ -115,30 +115,26 @@ def _write_file(
     try:
         if artifact.size:
             os.posix_fallocate(handle, 0, artifact.size)
-
-        def write(job: tuple[Piece, int]) -> None:
-            piece, at = job
-            data = read_piece(artifact, piece, objects)
-            done = 0
-            while done < len(data):
-                done += os.pwrite(handle, memoryview(data)[done:], at + done)
-            teller.more(len(data), artifact.path)
-
-        at = 0
-        waiting: deque[Future[None]] = deque()
-        for piece in artifact.pieces:
-            waiting.append(pool.submit(write, (piece, at)))
-            at += piece.size
+        waiting: deque[Future[Buffer]] = deque()
+        for piece in artifact.pieces:  # many decode, one writes: a file has one lock
+            waiting.append(pool.submit(read_piece, artifact, piece, objects))
             if len(waiting) > _AHEAD:
-                waiting.popleft().result()
-        for future in waiting:
-            future.result()
+                _write(handle, waiting.popleft().result(), artifact, teller)
+        while waiting:
+            _write(handle, waiting.popleft().result(), artifact, teller)
         os.fsync(handle)
         if artifact.executable:
             os.fchmod(handle, 0o755)
     finally:
         os.close(handle)
     teller.more(0, artifact.path, file_done=True)
+
+
+def _write(handle: int, data: Buffer, artifact: Artifact, teller: Teller) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(handle, view) :]
+    teller.more(len(data), artifact.path)
 
 
 def read_piece(artifact: Artifact, piece: Piece, objects: Objects) -> Buffer:

@@ -12,12 +12,12 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from lockgate.core.digests import Digest, digest_of, hex_of, is_digest, short
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.blobs.api import Blobs
-from lockgate.store.codec.decode import Buffer, decode_checked
+from lockgate.store.codec.decode import Buffer, decode, decode_checked
 from lockgate.store.codec.encode import Encoder, Object
 from lockgate.store.codec.frame import Frame, parse
 from lockgate.store.codec.frame import pack as pack_frame
@@ -47,7 +47,7 @@ class PackStore:
         self._writing: dict[Digest, Packed] = {}
         self._pending_bytes = 0
         self._looked = 0.0
-        self._decoded: OrderedDict[Digest, bytes] = OrderedDict()
+        self._decoded: OrderedDict[Digest, tuple[Buffer, bool]] = OrderedDict()
         self._decoded_bytes = 0
         self._encoder = Encoder(
             kernel=self.kernel, fetch=self._base, depth=self.depth, bases=self.bases
@@ -165,23 +165,36 @@ class PackStore:
             return self._second_look(digest)
 
     def _read(self, digest: Digest) -> Buffer:
-        return decode_checked(digest, self.frame(digest), self._base, self.kernel)
+        # the digest of what comes out says more than the checksum of what goes in
+        frame = parse(self.frame_bytes(digest), check=False)
+        return decode_checked(digest, frame, self._part_of, self.kernel)
 
-    def _base(self, digest: Digest) -> bytes:
+    def _base(self, digest: Digest) -> Buffer:
         """Returns a base's bytes, checked, and keeps the last of them at hand."""
+        return self._held(digest, self.get)
+
+    def _part_of(self, digest: Digest) -> Buffer:
+        """Returns a base's bytes unchecked: what is made from them will be compared."""
+        return self._held(digest, self._decode)
+
+    def _decode(self, digest: Digest) -> Buffer:
+        return decode(parse(self.frame_bytes(digest), check=False), self._part_of, self.kernel)
+
+    def _held(self, digest: Digest, load: Callable[[Digest], Buffer]) -> Buffer:
+        checked = load == self.get
         with self._lock:
             held = self._decoded.get(digest)
-            if held is not None:
+            if held is not None and (held[1] or not checked):
                 self._decoded.move_to_end(digest)
-                return held
-        found = self.get(digest)
-        data = found if isinstance(found, bytes) else bytes(found)
+                return held[0]
+        data = load(digest)
         with self._lock:
-            if digest not in self._decoded:
-                self._decoded[digest] = data
-                self._decoded_bytes += len(data)
+            if digest in self._decoded:
+                self._decoded_bytes -= len(self._decoded.pop(digest)[0])
+            self._decoded[digest] = (data, checked)
+            self._decoded_bytes += len(data)
             while self._decoded_bytes > _DECODED and len(self._decoded) > 1:
-                self._decoded_bytes -= len(self._decoded.popitem(last=False)[1])
+                self._decoded_bytes -= len(self._decoded.popitem(last=False)[1][0])
         return data
 
     def _second_look(self, digest: Digest) -> Buffer:
@@ -189,8 +202,11 @@ class PackStore:
 
         Raises IntegrityError when it is still damaged.
         """
+        with self._lock:
+            self._decoded.clear()
+            self._decoded_bytes = 0
         try:
-            return self._read(digest)
+            return decode_checked(digest, self.frame(digest), self._base, self.kernel)
         except IntegrityError as error:
             place = self.place(digest)
             if place is not None and not self._base_is_hurt(digest):
@@ -205,7 +221,7 @@ class PackStore:
             bases = self.bases(digest)
         except IntegrityError:
             return False
-        return any(base not in self._decoded and self._is_hurt(base) for base in bases)
+        return any(self._is_hurt(base) for base in bases)
 
     def _is_hurt(self, digest: Digest) -> bool:
         try:
@@ -308,7 +324,7 @@ class PackStore:
                         gone.add(name)
             for digest in loose:
                 if digest in self._decoded:
-                    self._decoded_bytes -= len(self._decoded.pop(digest))
+                    self._decoded_bytes -= len(self._decoded.pop(digest)[0])
             self._index.remove(gone)
         self.blobs.remove(sorted(gone))
 
