@@ -1,0 +1,394 @@
+"""An object → its frame: what pays is found by trying it on a sample, and proved by decoding."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lockgate.core.digests import Digest, digest_of
+from lockgate.core.errors import IntegrityError, NotFoundError
+from lockgate.store.codec import drift, lowrank, recipes
+from lockgate.store.codec.decode import DRIFT, LOW_RANK, PLAIN, decode
+from lockgate.store.codec.dtypes import Grid
+from lockgate.store.codec.frame import (
+    CAST,
+    COPY,
+    DELTA,
+    MAX_DEPTH,
+    PLANES,
+    QUANTIZE,
+    RAW,
+    ZSTD,
+    Fetch,
+    Frame,
+    Part,
+    gather,
+    same,
+)  # fmt: skip
+from lockgate.store.codec.kernel import Kernel
+
+Buffer = bytes | bytearray | memoryview
+_TINY = 128
+_SAMPLE = 131_072
+_GAIN = 0.97
+_PROBE = 4096
+_ZSTD_LEVEL = 3
+_RANKED = 0.06
+_REMEMBERED = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A stored tensor that a new one may be made from: its pieces in order, with their bytes."""
+
+    grid: Grid
+    pieces: tuple[tuple[Digest, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Object:
+    """Bytes to store, and what is known of them.
+
+    `grid`: the tensor that they are a piece of, from its byte `begin` on; None for other bytes.
+    `sources`: stored tensors it may be like, the likeliest first. `hashed`: this process computed
+    the digest from these very bytes.
+    """
+
+    digest: Digest
+    data: Buffer
+    grid: Grid | None = None
+    begin: int = 0
+    sources: tuple[Source, ...] = ()
+    hashed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """An object's frame, and what must be stored beside it (shared factors), before it."""
+
+    frame: Frame
+    beside: tuple[Object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """A candidate: its source's bytes, and the frame without its payload."""
+
+    source: Buffer
+    frame: Frame
+    grid: Grid
+
+
+class Encoder:
+    """Chooses codecs. Safe for threads, as what it is given is.
+
+    `fetch` gives stored bytes, `depth` the length of a stored object's chain (None where it is not
+    stored), `bases` what a stored object depends on.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        fetch: Fetch,
+        depth: Callable[[Digest], int | None],
+        bases: Callable[[Digest], tuple[Digest, ...]],
+    ) -> None:
+        self.kernel = kernel
+        self.fetch = fetch
+        self.depth = depth
+        self.bases = bases
+        self._factors: dict[tuple[Digest, tuple[int, ...]], bytes | None] = {}
+
+    def encode(self, given: Object) -> Encoded:
+        """Returns the smallest frame found; it was decoded again and gave the same bytes."""
+        for encoded in self._candidates(given):
+            if self._sound(encoded, given):
+                return encoded
+        return Encoded(frame=_raw(given.data))
+
+    def _sound(self, encoded: Encoded, given: Object) -> bool:
+        known = {extra.digest: bytes(extra.data) for extra in encoded.beside}
+
+        def fetch(digest: Digest) -> Buffer:
+            return known[digest] if digest in known else self.fetch(digest)
+
+        try:
+            return same(decode(encoded.frame, fetch, self.kernel), given.data)
+        except (IntegrityError, NotFoundError):
+            return False
+
+    def _candidates(self, given: Object) -> Iterator[Encoded]:
+        """Yields frames, each better than what a later one would be."""
+        grid, size = given.grid, len(given.data)
+        if size <= _TINY:
+            return
+        made: list[_Made] = []
+        if grid is not None:
+            for source in given.sources:
+                for candidate in self._from_source(given, grid, source):
+                    if isinstance(candidate, _Made):
+                        made.append(candidate)
+                    else:
+                        yield candidate
+        if grid is None or grid.kind is None or size % grid.width:
+            yield from _generic(given.data)
+            return
+        alone, deltas = self._estimate(given.data, grid, made)
+        if deltas:
+            best = min(range(len(made)), key=deltas.__getitem__)
+            if deltas[best] < min(alone, size * _GAIN):
+                yield self._delta(given, made[best], deltas[best])
+        if alone < size * _GAIN:
+            payload = self.kernel.planes_encode(given.data, grid.kind)
+            if len(payload) < size * _GAIN:
+                yield Encoded(frame=Frame(codec=PLANES, size=size, payload=payload))
+        yield from _generic(given.data)
+
+    def _estimate(self, data: Buffer, grid: Grid, made: list[_Made]) -> tuple[float, list[float]]:
+        """Returns the bytes that it would take alone, and as a difference from each candidate."""
+        kind = grid.kind or 0
+        sample = _sample(data, grid)
+        scale = len(data) / max(len(sample), 1)
+        deltas = [
+            scale * len(self.kernel.delta_encode(sample, _sample(m.source, grid), kind, grid.group))
+            for m in made
+        ]
+        if deltas and min(deltas) < len(data) * 0.4:  # no solo code of weights comes near it
+            return float(len(data)), deltas
+        return scale * len(self.kernel.planes_encode(sample, kind)), deltas
+
+    def _from_source(self, given: Object, grid: Grid, source: Source) -> Iterator[Encoded | _Made]:
+        """Yields recipes that hold exactly, and at most one base to take differences from."""
+        size = len(given.data)
+        if source.grid.dtype != grid.dtype:
+            yield from self._recipes(given, grid, source)
+            return
+        for begin, block, stride in _places(given, grid, source.grid):
+            made = self._make(source, begin, block, stride, size, grid)
+            if made is None or len(made.source) != size:
+                continue
+            if same(made.source, given.data):
+                yield Encoded(frame=replace(made.frame, codec=COPY))
+                return
+            if grid.kind is not None and _near(given.data, made.source, grid):
+                yield made
+                return
+
+    def _make(
+        self, source: Source, begin: int, block: int, stride: int, size: int, grid: Grid
+    ) -> _Made | None:
+        """Returns the bytes of `source` from `begin` on, and the frame that names them."""
+        found = _parts(source, begin, block, stride, size)
+        if found is None:
+            return None
+        named, parts = found
+        deps = self._shallow(named)
+        if deps is None:
+            return None
+        try:
+            data = [self.fetch(digest) for digest in deps]
+            whole = len(deps) == 1 and parts[0].begin == 0 and len(data[0]) == size
+            joined = data[0] if whole else gather(data, parts)
+        except (NotFoundError, IntegrityError):
+            return None
+        depth = 1 + max(self.depth(digest) or 0 for digest in deps)
+        frame = Frame(codec=DELTA, size=size, payload=b"", depth=depth, deps=deps,
+                      parts=() if whole else parts)  # fmt: skip
+        return _Made(source=joined, frame=frame, grid=grid)
+
+    def _shallow(self, deps: tuple[Digest, ...]) -> tuple[Digest, ...] | None:
+        """Returns bases whose chains have room for one more, going up those that have none."""
+        found = []
+        for digest in deps:
+            base, depth = digest, self.depth(digest)
+            while depth is not None and depth >= MAX_DEPTH:
+                above = self.bases(base)
+                if not above:
+                    return None
+                base = above[0]
+                depth = self.depth(base)
+            if depth is None:
+                return None
+            found.append(base)
+        return tuple(found)
+
+    def _recipes(self, given: Object, grid: Grid, source: Source) -> Iterator[Encoded]:
+        size = len(given.data)
+        columns = source.grid.columns
+        rules: list[tuple[int, bytes, int, int]] = []
+        if source.grid.kind in recipes.FLOATS and grid.kind in recipes.FLOATS:
+            rules.append((CAST, bytes((source.grid.kind or 0, grid.kind or 0)), grid.width, 1))
+        rules += [
+            (QUANTIZE, payload, out, into)
+            for payload, kind, out, into in recipes.quantizations(grid.dtype, columns)
+            if kind == source.grid.kind
+        ]
+        for codec, payload, out, into in rules:
+            if given.begin % out or size % out:
+                continue
+            width = source.grid.width * into
+            begin, span = given.begin // out * width, size // out * width
+            probe = self._probe(codec, payload, source, begin, span, width, out, given)
+            if probe:
+                made = self._make(source, begin, span, span, span, source.grid)
+                if made:
+                    frame = replace(made.frame, codec=codec, size=size, payload=payload)
+                    yield Encoded(frame=frame)
+
+    def _probe(
+        self, codec: int, payload: bytes, source: Source, begin: int, span: int, width: int,
+        out: int, given: Object,
+    ) -> bool:  # fmt: skip
+        """Says whether the rule holds for the first bytes."""
+        row = source.grid.row_bytes
+        few = min(span, max(_PROBE // max(row, 1), 1) * max(row, width))
+        made = self._make(source, begin, few, few, few, source.grid)
+        if made is None:
+            return False
+        try:
+            run = recipes.cast if codec == CAST else recipes.quantize
+            first = run(bytes(made.source), payload)
+        except (IntegrityError, ValueError):
+            return False
+        whole = bool(first) and len(first) == few // width * out
+        return whole and first == given.data[: len(first)]
+
+    def _delta(self, given: Object, made: _Made, estimate: float) -> Encoded:
+        kind, group = made.grid.kind or 0, made.grid.group
+        predictor, parameters, source = PLAIN, b"", made.source
+        beside: tuple[Object, ...] = ()
+        frame = made.frame
+        drifted = drift.fit(given.data, source, kind, group)
+        if drifted is not None:
+            predictor, parameters = DRIFT, drifted
+            source = drift.predict(source, kind, drifted)
+        elif estimate > _RANKED * len(given.data):
+            found = self._low_rank(given, made, estimate)
+            if found is not None:
+                predictor = LOW_RANK
+                parameters, source, beside = found
+                frame = replace(frame, deps=(*frame.deps, beside[0].digest),
+                                parts=frame.parts)  # fmt: skip
+        body = self.kernel.delta_encode(given.data, source, kind, group)
+        payload = struct.pack("<BI", predictor, len(parameters)) + parameters + body
+        return Encoded(frame=replace(frame, payload=payload), beside=beside)
+
+    def _low_rank(
+        self, given: Object, made: _Made, estimate: float
+    ) -> tuple[bytes, Buffer, tuple[Object, ...]] | None:
+        kind, columns = made.grid.kind or 0, made.grid.columns
+        row = columns * made.grid.width
+        if kind not in recipes.FLOATS or len(given.data) % row or len(made.grid.shape) != 2:
+            return None
+        key = (given.sources[0].pieces[0][0], made.grid.shape)
+        if key not in self._factors:
+            if len(self._factors) >= _REMEMBERED:
+                self._factors.clear()
+            self._factors[key] = lowrank.fit(given.data, made.source, kind, columns)
+        factors = self._factors.get(key)
+        if factors is None:
+            return None
+        own = lowrank.project(given.data, made.source, kind, columns, factors, self.kernel)
+        if own is None:
+            return None
+        source = lowrank.predict(made.source, kind, own, factors, self.kernel)
+        body = self.kernel.delta_encode(given.data, source, kind, made.grid.group)
+        if len(body) + len(own) > estimate * 0.8:
+            return None
+        rank = len(factors) // (2 * columns)
+        shared = Object(digest=digest_of(factors), data=factors,
+                        grid=Grid(dtype="I16", shape=(rank, columns)))  # fmt: skip
+        return own, source, (shared,)
+
+
+def _raw(data: Buffer) -> Frame:
+    return Frame(codec=RAW, size=len(data), payload=bytes(data))
+
+
+def _generic(data: Buffer) -> Iterator[Encoded]:
+    """Yields a zstd frame where that is smaller."""
+    import zstandard
+
+    payload = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data)
+    if len(payload) < len(data) * _GAIN:
+        yield Encoded(frame=Frame(codec=ZSTD, size=len(data), payload=payload))
+
+
+def _sample(data: Buffer, grid: Grid) -> Buffer:
+    """Returns four runs of whole groups, evenly spaced; everything when it is small."""
+    step = grid.group * grid.width
+    run = _SAMPLE // 4 // step * step
+    if len(data) <= 2 * _SAMPLE or not run:
+        return data
+    view = memoryview(data)
+    starts = [(len(data) - run) * i // 3 // step * step for i in range(4)]
+    return b"".join(view[start : start + run] for start in starts)
+
+
+def _near(data: Buffer, source: Buffer, grid: Grid) -> bool:
+    """Says whether a few elements are alike: many the same, or most of the leading bits."""
+    width = grid.width
+    count = len(data) // width
+    at = np.linspace(0, count - 1, min(count, 256), dtype=np.int64)
+    a = np.frombuffer(data, np.uint8)[: count * width].reshape(count, width)[at]
+    b = np.frombuffer(source, np.uint8)[: count * width].reshape(count, width)[at]
+    return bool((a[:, -1] == b[:, -1]).mean() > 0.2)
+
+
+def _places(given: Object, grid: Grid, source: Grid) -> Iterator[tuple[int, int, int]]:
+    """Yields (begin, block, stride) of where the piece may lie in a tensor of the same type."""
+    size = len(given.data)
+    if source.shape == grid.shape:
+        yield given.begin, size, size
+        return
+    row, whole = grid.row_bytes, source.row_bytes
+    if len(source.shape) != len(grid.shape) or not row or not whole or given.begin % row:
+        return
+    if grid.columns == source.columns and grid.rows < source.rows:
+        for offset in range(0, source.rows - grid.rows + 1, max(grid.rows, 1)):
+            yield offset * whole + given.begin, size, size
+    elif grid.rows == source.rows and grid.columns < source.columns and size % row == 0:
+        first = given.begin // row
+        for offset in range(0, source.columns - grid.columns + 1, grid.columns):
+            yield first * whole + offset * grid.width, row, whole
+
+
+def _parts(
+    source: Source, begin: int, block: int, stride: int, size: int
+) -> tuple[tuple[Digest, ...], tuple[Part, ...]] | None:
+    """Returns the pieces and their parts that hold the bytes, None when they are not all there."""
+    if block != stride:
+        return _strided(source, begin, block, stride, size // block)
+    deps: list[Digest] = []
+    parts: list[Part] = []
+    at, end = 0, begin + size
+    for digest, length in source.pieces:
+        low, high = max(begin, at), min(end, at + length)
+        if low < high:
+            span = high - low
+            parts.append(Part(dep=len(deps), begin=low - at, block=span, stride=span, count=1))
+            deps.append(digest)
+        at += length
+    return (tuple(deps), tuple(parts)) if deps and at >= end else None
+
+
+def _strided(
+    source: Source, begin: int, block: int, stride: int, count: int
+) -> tuple[tuple[Digest, ...], tuple[Part, ...]] | None:
+    deps: list[Digest] = []
+    parts: list[Part] = []
+    at = done = 0
+    for digest, length in source.pieces:  # pieces hold whole rows
+        inside = 0
+        while done + inside < count and at <= begin + (done + inside) * stride < at + length:
+            inside += 1
+        if inside:
+            start = begin + done * stride - at
+            parts.append(Part(dep=len(deps), begin=start, block=block, stride=stride, count=inside))
+            deps.append(digest)
+            done += inside
+        at += length
+    return (tuple(deps), tuple(parts)) if done == count and deps else None

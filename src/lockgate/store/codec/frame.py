@@ -1,0 +1,165 @@
+"""A frame: an object as it is stored. Its head says how to decode it and what from.
+
+Layout, little-endian (docs/store-format.md):
+
+    0   u8   format, 1                  8   u32  bytes of the object
+    1   u8   codec                     12   u32  bytes of the payload
+    2   u8   objects it depends on     16   8 bytes BLAKE3 of the frame with these bytes zero
+    3   u8   depth of its chain        24   dependencies, 32 bytes each
+    4   u32  parts of its source            parts, 5 × u32 each; then the payload
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from blake3 import blake3
+
+from lockgate.core.digests import Digest, hex_of
+from lockgate.core.errors import IntegrityError
+
+RAW, ZSTD, PLANES, DELTA, COPY, CAST, QUANTIZE = range(7)
+NAMES = ("raw", "zstd", "planes", "delta", "copy", "cast", "quantize")
+MAX_DEPTH = 3
+MAX_OBJECT = 256 * 1024 * 1024
+MAX_SOURCE = 64 * 1024 * 1024
+_MAX_DEPS = 64
+_MAX_PARTS = 4096
+_HEAD = struct.Struct("<4B3I8s")
+_PART = struct.Struct("<5I")
+HEAD_BYTES = _HEAD.size
+_FORMAT = 1
+
+Buffer = bytes | bytearray | memoryview
+Fetch = Callable[[Digest], Buffer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """`count` blocks of `block` bytes from dependency `dep`, each `stride` bytes after the last."""
+
+    dep: int
+    begin: int
+    block: int
+    stride: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """An encoded object. `size`: its bytes decoded; `depth`: how long its chain of bases is.
+
+    Without `parts`, its source is all of its first dependency.
+    """
+
+    codec: int
+    size: int
+    payload: bytes | memoryview
+    depth: int = 0
+    deps: tuple[Digest, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+
+def pack(frame: Frame) -> bytes:
+    """Returns the bytes of `frame`."""
+    deps = b"".join(bytes.fromhex(hex_of(digest)) for digest in frame.deps)
+    parts = b"".join(
+        _PART.pack(part.dep, part.begin, part.block, part.stride, part.count)
+        for part in frame.parts
+    )
+    fields = (_FORMAT, frame.codec, len(frame.deps), frame.depth, len(frame.parts), frame.size,
+              len(frame.payload))  # fmt: skip
+    check = blake3(_HEAD.pack(*fields, bytes(8)))
+    for piece in (deps, parts, frame.payload):
+        check.update(piece)
+    return b"".join((_HEAD.pack(*fields, check.digest()[:8]), deps, parts, frame.payload))
+
+
+def parse(data: bytes | memoryview, *, check: bool = True) -> Frame:
+    """Reads a frame as a stranger's; raises IntegrityError when it is not one, whole.
+
+    Without `check` its checksum is not looked at: for who compares the decoded bytes' digest.
+    """
+    view = memoryview(data)
+    if len(view) < _HEAD.size:
+        raise _unsound("it is shorter than a head")
+    form, codec, deps, depth, parts, size, length, checksum = _HEAD.unpack_from(view)
+    at = _HEAD.size + 32 * deps
+    body = at + _PART.size * parts
+    if form != _FORMAT or codec >= len(NAMES) or size > MAX_OBJECT:
+        raise _unsound(f"format {form}, codec {codec}, {size} bytes")
+    if deps > _MAX_DEPS or parts > _MAX_PARTS or depth > MAX_DEPTH or bool(deps) != bool(depth):
+        raise _unsound(f"{deps} dependencies, {parts} parts, depth {depth}")
+    if body + length != len(view):
+        raise _unsound(f"it has {len(view)} bytes, not {body + length}")
+    found = blake3(_HEAD.pack(form, codec, deps, depth, parts, size, length, bytes(8)))
+    if check and found.update(view[_HEAD.size :]).digest()[:8] != checksum:
+        raise _unsound("its bytes do not have its checksum")
+    return Frame(
+        codec=codec,
+        size=size,
+        depth=depth,
+        deps=tuple(_digest(view[i : i + 32]) for i in range(_HEAD.size, at, 32)),
+        parts=tuple(_part(view, i, deps) for i in range(at, body, _PART.size)),
+        payload=view[body:],
+    )
+
+
+def _digest(raw: memoryview) -> Digest:
+    return Digest("blake3:" + raw.hex())
+
+
+def _part(view: memoryview, at: int, deps: int) -> Part:
+    dep, begin, block, stride, count = _PART.unpack_from(view, at)
+    if dep >= deps or not block or not count:
+        raise _unsound("a part of its source is empty or of no dependency")
+    return Part(dep=dep, begin=begin, block=block, stride=stride, count=count)
+
+
+def source_of(frame: Frame, fetch: Fetch) -> Buffer:
+    """Returns the bytes that `frame` is made from; `fetch` gives a dependency, checked.
+
+    Raises IntegrityError when the parts are not in the dependencies, or are too many bytes.
+    """
+    if not frame.deps:
+        raise _unsound("its codec needs a source and it names none")
+    if not frame.parts:
+        return fetch(frame.deps[0])
+    if sum(part.block * part.count for part in frame.parts) > MAX_SOURCE:
+        raise _unsound("its source is too large")
+    return gather([fetch(digest) for digest in frame.deps], frame.parts)
+
+
+def gather(found: Sequence[Buffer], parts: Sequence[Part]) -> Buffer:
+    """Returns the parts of the dependencies, one after the other; raises IntegrityError."""
+    pieces: list[memoryview] = []
+    for part in parts:
+        data = memoryview(found[part.dep])
+        if part.begin + (part.count - 1) * part.stride + part.block > len(data):
+            raise _unsound("a part of its source is outside of its dependency")
+        if part.stride == part.block:
+            pieces.append(data[part.begin : part.begin + part.block * part.count])
+            continue
+        for i in range(part.count):
+            begin = part.begin + i * part.stride
+            pieces.append(data[begin : begin + part.block])
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def same(one: Buffer, other: Buffer) -> bool:
+    """Says whether two buffers hold the same bytes; `==` of memoryviews goes byte by byte."""
+    if len(one) != len(other):
+        return False
+    whole = len(one) // 8 * 8
+    words = [np.frombuffer(memoryview(data)[:whole], "<u8") for data in (one, other)]
+    return bool((words[0] == words[1]).all()) and bytes(one[whole:]) == bytes(other[whole:])
+
+
+def _unsound(what: str) -> IntegrityError:
+    return IntegrityError(
+        f"a stored frame is not sound: {what}",
+        hint="run 'lockgate verify' to see which versions it hurts",
+    )

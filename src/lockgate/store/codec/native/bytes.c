@@ -1,0 +1,109 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernel.h"
+
+void lg_put(lg_bytes *out, const void *data, size_t size)
+{
+    if (out->failed) return;
+    if (size > out->room - out->size) {
+        size_t room = out->room * 2 > out->size + size ? out->room * 2 : out->size + size + 64;
+        uint8_t *more = realloc(out->data, room);
+        if (!more) {
+            out->failed = 1;
+            return;
+        }
+        out->data = more;
+        out->room = room;
+    }
+    if (size) memcpy(out->data + out->size, data, size);
+    out->size += size;
+}
+
+void lg_put_u8(lg_bytes *out, unsigned value)
+{
+    uint8_t raw = (uint8_t)value;
+    lg_put(out, &raw, 1);
+}
+
+void lg_put_u16(lg_bytes *out, unsigned value)
+{
+    uint8_t raw[2] = {(uint8_t)value, (uint8_t)(value >> 8)};
+    lg_put(out, raw, 2);
+}
+
+void lg_put_u32(lg_bytes *out, uint32_t value)
+{
+    uint8_t raw[4] = {(uint8_t)value, (uint8_t)(value >> 8), (uint8_t)(value >> 16), (uint8_t)(value >> 24)};
+    lg_put(out, raw, 4);
+}
+
+int lg_take(lg_input *in, size_t size, const uint8_t **data)
+{
+    if (size > (size_t)(in->end - in->at)) return LG_CORRUPT;
+    *data = in->at;
+    in->at += size;
+    return LG_OK;
+}
+
+int lg_take_u8(lg_input *in, uint32_t *value)
+{
+    const uint8_t *raw;
+    if (lg_take(in, 1, &raw)) return LG_CORRUPT;
+    *value = raw[0];
+    return LG_OK;
+}
+
+int lg_take_u16(lg_input *in, uint32_t *value)
+{
+    const uint8_t *raw;
+    if (lg_take(in, 2, &raw)) return LG_CORRUPT;
+    *value = (uint32_t)raw[0] | (uint32_t)raw[1] << 8;
+    return LG_OK;
+}
+
+int lg_take_u32(lg_input *in, uint32_t *value)
+{
+    const uint8_t *raw;
+    if (lg_take(in, 4, &raw)) return LG_CORRUPT;
+    *value = (uint32_t)raw[0] | (uint32_t)raw[1] << 8 | (uint32_t)raw[2] << 16 | (uint32_t)raw[3] << 24;
+    return LG_OK;
+}
+
+void *lg_alloc(lg_arena *arena, size_t size)
+{
+    size_t skip = (64 - (uintptr_t)(arena->data + arena->used) % 64) % 64;
+    uint8_t *found;
+    if (skip > arena->size - arena->used || size > arena->size - arena->used - skip) return NULL;
+    found = arena->data + arena->used + skip;
+    arena->used += skip + size;
+    return found;
+}
+
+size_t lg_arena_size(size_t size)
+{
+    return 6 * size + (4u << 20);
+}
+
+size_t lg_width(int kind)
+{
+    switch (kind) {
+    case LG_I8: case LG_E4M3: case LG_E5M2: return 1;
+    case LG_F16: case LG_BF16: case LG_I16: return 2;
+    case LG_F32: case LG_I32: return 4;
+    default: return 0;
+    }
+}
+
+int lg_best_level(void)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512cd"))
+        return LG_AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) return LG_AVX2;
+#endif
+    return LG_SCALAR;
+}

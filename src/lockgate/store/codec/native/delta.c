@@ -1,0 +1,644 @@
+/* Elements as differences from a prediction (a stored base, or something made from it).
+ *
+ * The bits of a float are mapped to an integer in the order of the values (as in FM-Delta, NeurIPS
+ * 2024), so that a step of one unit in the last place is a difference of 1. The difference, counted
+ * away from zero, becomes a token (sign, magnitude class) and extra bits (the hybrid integers of JPEG
+ * XL, ISO/IEC 18181-1), and tokens are coded under a context: how large a difference is to be expected,
+ * in half octaves. That is the scale of the element's group (a row, say), which the encoder states, less the
+ * exponent of the prediction: an update of one size spans twice the units for each exponent lower. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernel.h"
+
+#define TILE 4096
+#define SPAN 24    /* exponents further below the greatest are taken as that far */
+#define LARGE 255  /* stands for the token of a larger magnitude until it is made */
+#define SAMPLE 16  /* the model is chosen by every 16th element */
+#define SPREAD 512 /* expected sizes, moved by SHIFT to be indices */
+#define SHIFT 128
+
+enum { sparse_from = 1024 }; /* elements of a group of which a sample will do */
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE uint32_t load(const uint8_t *data, size_t i, int kind)
+{
+    uint16_t half;
+    uint32_t full;
+    switch (kind) {
+    case LG_I8: case LG_E4M3: case LG_E5M2: return data[i];
+    case LG_F32: case LG_I32: memcpy(&full, data + 4 * i, 4); return full;
+    default: memcpy(&half, data + 2 * i, 2); return half;
+    }
+}
+
+INLINE void store(uint8_t *data, size_t i, uint32_t value, int kind)
+{
+    uint16_t half = (uint16_t)value;
+    switch (kind) {
+    case LG_I8: case LG_E4M3: case LG_E5M2: data[i] = (uint8_t)value; break;
+    case LG_F32: case LG_I32: memcpy(data + 4 * i, &value, 4); break;
+    default: memcpy(data + 2 * i, &half, 2);
+    }
+}
+
+INLINE int is_float(int kind) { return kind != LG_I8 && kind != LG_I16 && kind != LG_I32; }
+
+INLINE int bits_of(int kind)
+{
+    if (kind == LG_F32 || kind == LG_I32) return 32;
+    return kind == LG_I8 || kind == LG_E4M3 || kind == LG_E5M2 ? 8 : 16;
+}
+
+INLINE uint32_t exponent(uint32_t b, int kind)
+{
+    switch (kind) {
+    case LG_E4M3: return b >> 3 & 15;
+    case LG_E5M2: return b >> 2 & 31;
+    case LG_F16: return b >> 10 & 31;
+    case LG_BF16: return b >> 7 & 255;
+    case LG_F32: return b >> 23 & 255;
+    default: return SPAN;
+    }
+}
+
+INLINE uint32_t most(int kind) /* the exponent of infinities and NaN; none for E4M3 */
+{
+    return kind == LG_E5M2 || kind == LG_F16 ? 31 : kind == LG_BF16 || kind == LG_F32 ? 255 : 256;
+}
+
+/* All bits of a value set when its top bit is. */
+INLINE uint32_t smear(uint32_t v, int kind)
+{
+    int bits = bits_of(kind);
+    return 0u - (v >> (bits - 1) & 1);
+}
+
+INLINE uint32_t mask_of(int kind) { return 0xffffffffu >> (32 - bits_of(kind)); }
+
+/* The difference x - b counted away from zero, modulo 2^bits. */
+INLINE uint32_t subtract(uint32_t x, uint32_t b, int kind)
+{
+    uint32_t top = 1u << (bits_of(kind) - 1), sx, sb, d;
+    if (!is_float(kind)) return (x - b) & mask_of(kind);
+    sx = smear(x, kind);
+    sb = smear(b, kind);
+    d = (x ^ (sx | top)) - (b ^ (sb | top));
+    return ((d ^ sb) - sb) & mask_of(kind);
+}
+
+INLINE uint32_t add(uint32_t b, uint32_t d, int kind)
+{
+    uint32_t top = 1u << (bits_of(kind) - 1), sb, o;
+    if (!is_float(kind)) return (b + d) & mask_of(kind);
+    sb = smear(b, kind);
+    o = (b ^ (sb | top)) + ((d ^ sb) - sb);
+    return (o ^ (~smear(o, kind) | top)) & mask_of(kind);
+}
+
+INLINE uint32_t magnitude(uint32_t d, int kind)
+{
+    uint32_t s = smear(d, kind);
+    return ((d ^ s) - s) & mask_of(kind);
+}
+
+INLINE uint32_t shift_of(uint32_t b, uint32_t reference, int kind)
+{
+    uint32_t e = exponent(b, kind);
+    e = e > reference ? e - reference : 0;
+    return e > SPAN ? SPAN : e;
+}
+
+/* Magnitudes below 2^small have a token of their own; `first` is the first token with extra bits. */
+INLINE uint32_t small_of(int kind) { return bits_of(kind) == 32 ? 4 : 6; }
+INLINE uint32_t first_of(int kind) { return (2u << small_of(kind)) - 1; }
+
+INLINE int lowered(int kind) { return bits_of(kind) == 32 ? 16 : 0; }
+
+/* ---- bits ---- */
+
+typedef struct {
+    lg_bytes *out;
+    uint64_t bits;
+    uint32_t many;
+} bit_writer;
+
+static void put_bits(bit_writer *w, uint32_t value, uint32_t count)
+{
+    w->bits |= (uint64_t)value << w->many;
+    w->many += count;
+    if (w->many >= 32) {
+        lg_put_u32(w->out, (uint32_t)w->bits);
+        w->bits >>= 32;
+        w->many -= 32;
+    }
+}
+
+static void end_bits(bit_writer *w)
+{
+    for (; w->many > 0; w->many = w->many > 8 ? w->many - 8 : 0, w->bits >>= 8)
+        lg_put_u8(w->out, (unsigned)(w->bits & 255));
+}
+
+typedef struct {
+    const uint8_t *data;
+    uint64_t at, end; /* in bits */
+} bit_reader;
+
+static int take_bits(bit_reader *r, uint32_t count, uint32_t *value)
+{
+    uint64_t raw = 0;
+    size_t byte = (size_t)(r->at >> 3), left = (size_t)(r->end >> 3) - byte;
+    if (count > r->end - r->at) return LG_CORRUPT;
+    if (left >= 8) {
+        const uint8_t *p = r->data + byte;
+        memcpy(&raw, p, 8);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        raw = __builtin_bswap64(raw);
+#endif
+    } else {
+        for (size_t i = 0; i < left; i++) raw |= (uint64_t)r->data[byte + i] << (8 * i);
+    }
+    *value = (uint32_t)(raw >> (r->at & 7) & ((1ull << count) - 1));
+    r->at += count;
+    return LG_OK;
+}
+
+/* ---- loops over many elements, by kind ---- */
+
+/* The greatest exponent of every 16th element. */
+INLINE uint32_t greatest(const uint8_t *base, size_t count, int kind)
+{
+    uint32_t top = 0;
+    if (!is_float(kind)) return SPAN;
+    for (size_t i = 0; i < count; i += SAMPLE) {
+        uint32_t e = exponent(load(base, i, kind), kind);
+        e = e == most(kind) ? 0 : e;
+        top = e > top ? e : top;
+    }
+    return top;
+}
+
+/* The sum of the differences as if at one exponent; of a quarter of the elements in a large group. */
+INLINE uint64_t weigh(const uint8_t *data, const uint8_t *base, size_t begin, size_t end, uint32_t reference,
+                      int kind)
+{
+    uint64_t sum = 0;
+    size_t stride = sparse_from <= end - begin ? 64 : 16;
+    for (size_t block = begin; block < end; block += stride) {
+        size_t stop = block + 16 < end ? block + 16 : end;
+        for (size_t i = block; i < stop; i++) {
+            uint32_t b = load(base, i, kind);
+            uint64_t m = magnitude(subtract(load(data, i, kind), b, kind), kind);
+            sum += (m << shift_of(b, reference, kind)) >> lowered(kind);
+        }
+    }
+    return sum;
+}
+
+INLINE void expect(const uint8_t *base, size_t begin, size_t end, int class, uint32_t reference, int origin,
+                   int step, int contexts, uint8_t *out, int kind)
+{
+    int top = contexts - 1;
+    for (size_t i = begin; i < end; i++) {
+        int c = (class - 2 * (int)shift_of(load(base, i, kind), reference, kind) - origin) >> step;
+        c = c < 0 ? 0 : c;
+        out[i - begin] = (uint8_t)(c > top ? top : c);
+    }
+}
+
+/* Tokens of small magnitudes, and LARGE for the others. */
+INLINE void tokenize(const uint8_t *data, const uint8_t *base, size_t begin, size_t end, uint8_t *tokens,
+                     int kind)
+{
+    for (size_t i = begin; i < end; i++) {
+        uint32_t d = subtract(load(data, i, kind), load(base, i, kind), kind);
+        uint32_t m = magnitude(d, kind);
+        uint32_t t = m ? 2 * m - 1 + (smear(d, kind) & 1) : 0;
+        tokens[i - begin] = (uint8_t)(m >> small_of(kind) ? LARGE : t);
+    }
+}
+
+/* Adds the small tokens' differences; the others are taken for nothing yet. */
+INLINE void combine(const uint8_t *base, const uint8_t *tokens, size_t begin, size_t end, uint8_t *data,
+                    int kind)
+{
+    for (size_t i = begin; i < end; i++) {
+        uint32_t t = tokens[i - begin], k = (t + 1) >> 1;
+        uint32_t d = t & 1 ? k : 0u - k;
+        store(data, i, add(load(base, i, kind), d, kind), kind);
+    }
+}
+
+/* Bit 7 of each of 8 tokens that is at least `first`. */
+INLINE uint64_t large_in(const uint8_t *tokens, uint32_t first)
+{
+    uint64_t v;
+    memcpy(&v, tokens, 8);
+    v |= (v & 0x7f7f7f7f7f7f7f7full) + 0x0101010101010101ull * (128 - first);
+    return v & 0x8080808080808080ull;
+}
+
+/* Makes the tokens that stand as LARGE, and writes their extra bits. */
+INLINE void put_large(const uint8_t *data, const uint8_t *base, size_t begin, size_t end, uint8_t *tokens,
+                      bit_writer *extra, int kind)
+{
+    uint32_t small = small_of(kind);
+    for (size_t i = begin; i < end; i++) {
+        uint32_t d, m, log;
+        if (end - i >= 8 && !large_in(tokens + (i - begin), first_of(kind))) {
+            i += 7;
+            continue;
+        }
+        if (tokens[i - begin] != LARGE) continue;
+        d = subtract(load(data, i, kind), load(base, i, kind), kind);
+        m = magnitude(d, kind);
+        log = 31 - (uint32_t)__builtin_clz(m);
+        tokens[i - begin] = (uint8_t)(2 * ((1u << small) + (log - small) * 4 + (m >> (log - 2) & 3)) - 1 +
+                                      (smear(d, kind) & 1));
+        put_bits(extra, m & ((1u << (log - 2)) - 1), log - 2);
+    }
+}
+
+/* Stores the elements whose tokens have extra bits. */
+INLINE int take_large(const uint8_t *base, const uint8_t *tokens, size_t begin, size_t end, uint8_t *data,
+                      bit_reader *extra, int kind)
+{
+    uint32_t small = small_of(kind), first = first_of(kind);
+    for (size_t i = begin; i < end; i++) {
+        uint32_t t = tokens[i - begin], k = ((t + 1) >> 1) - (1u << small), log, low, m;
+        if (end - i >= 8 && !large_in(tokens + (i - begin), first)) {
+            i += 7;
+            continue;
+        }
+        if (t < first) continue;
+        log = k / 4 + small;
+        if (log >= (uint32_t)bits_of(kind) || take_bits(extra, log - 2, &low)) return LG_CORRUPT;
+        m = (4 | (k & 3)) << (log - 2) | low;
+        store(data, i, add(load(base, i, kind), t & 1 ? m : 0u - m, kind), kind);
+    }
+    return LG_OK;
+}
+
+typedef struct {
+    uint32_t (*greatest)(const uint8_t *, size_t);
+    uint64_t (*weigh)(const uint8_t *, const uint8_t *, size_t, size_t, uint32_t);
+    void (*expect)(const uint8_t *, size_t, size_t, int, uint32_t, int, int, int, uint8_t *);
+    void (*tokenize)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *);
+    void (*combine)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *);
+    void (*put_large)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *, bit_writer *);
+    int (*take_large)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *, bit_reader *);
+    uint32_t (*shift)(const uint8_t *, size_t, uint32_t);
+} loops;
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#ifdef __clang__ /* which would ignore the whole list for a word that it does not know */
+#define WIDE
+#else
+#define WIDE ",prefer-vector-width=512"
+#endif
+#define TARGET_512                                                                                          \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx2,bmi2,popcnt,lzcnt" WIDE)))
+
+/* The same three for 16-bit floats, 32 elements at a time; they return where the others go on. */
+TARGET_512 INLINE size_t expect_512(const uint8_t *base, size_t i, size_t end, int class, uint32_t reference,
+                                    int origin, int step, int contexts, uint8_t *out, int mantissa, int most)
+{
+    __m512i start = _mm512_set1_epi16((short)(class - origin));
+    __m512i top = _mm512_set1_epi16((short)(contexts - 1));
+    __m512i lowest = _mm512_set1_epi16((short)reference), span = _mm512_set1_epi16(SPAN);
+    __m128i by = _mm_cvtsi32_si128(step);
+    for (; i + 32 <= end; i += 32, out += 32) {
+        __m512i e = _mm512_srli_epi16(_mm512_loadu_si512(base + 2 * i), (unsigned)mantissa);
+        e = _mm512_subs_epu16(_mm512_and_si512(e, _mm512_set1_epi16((short)most)), lowest);
+        e = _mm512_min_epu16(e, span);
+        e = _mm512_sra_epi16(_mm512_sub_epi16(start, _mm512_add_epi16(e, e)), by);
+        e = _mm512_min_epi16(_mm512_max_epi16(e, _mm512_setzero_si512()), top);
+        _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi16_epi8(e));
+    }
+    return i;
+}
+
+TARGET_512 INLINE __m512i ordered(__m512i v)
+{
+    return _mm512_xor_si512(v, _mm512_or_si512(_mm512_srai_epi16(v, 15), _mm512_set1_epi16(-32768)));
+}
+
+TARGET_512 INLINE size_t tokenize_512(const uint8_t *data, const uint8_t *base, size_t i, size_t end,
+                                      uint8_t *tokens)
+{
+    for (; i + 32 <= end; i += 32, tokens += 32) {
+        __m512i b = _mm512_loadu_si512(base + 2 * i), s = _mm512_srai_epi16(b, 15);
+        __m512i d = _mm512_sub_epi16(ordered(_mm512_loadu_si512(data + 2 * i)), ordered(b));
+        d = _mm512_sub_epi16(_mm512_xor_si512(d, s), s);
+        __m512i m = _mm512_abs_epi16(d);
+        __m512i t = _mm512_add_epi16(_mm512_add_epi16(m, m), _mm512_srli_epi16(d, 15));
+        t = _mm512_subs_epu16(t, _mm512_set1_epi16(1));
+        t = _mm512_mask_mov_epi16(t, _mm512_cmpgt_epu16_mask(m, _mm512_set1_epi16(63)),
+                                  _mm512_set1_epi16(LARGE));
+        _mm256_storeu_si256((__m256i *)tokens, _mm512_cvtepi16_epi8(t));
+    }
+    return i;
+}
+
+TARGET_512 INLINE size_t combine_512(const uint8_t *base, const uint8_t *tokens, size_t i, size_t end,
+                                     uint8_t *data)
+{
+    __m512i one = _mm512_set1_epi16(1);
+    for (; i + 32 <= end; i += 32, tokens += 32) {
+        __m512i t = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)tokens));
+        __m512i d = _mm512_srli_epi16(_mm512_add_epi16(t, one), 1);
+        d = _mm512_mask_sub_epi16(d, _mm512_testn_epi16_mask(t, one), _mm512_setzero_si512(), d);
+        __m512i b = _mm512_loadu_si512(base + 2 * i), s = _mm512_srai_epi16(b, 15);
+        __m512i o = _mm512_add_epi16(ordered(b), _mm512_sub_epi16(_mm512_xor_si512(d, s), s));
+        s = _mm512_ternarylogic_epi32(_mm512_srai_epi16(o, 15), _mm512_set1_epi16(-32768),
+                                      _mm512_setzero_si512(), 0xcf); /* not a, or b */
+        _mm512_storeu_si512(data + 2 * i, _mm512_xor_si512(o, s));
+    }
+    return i;
+}
+
+#define DEFINE_512(name, kind, mantissa, most)                                                              \
+    TARGET_512 static void expect_##name##_fast(const uint8_t *b, size_t i, size_t j, int c, uint32_t r,    \
+                                                int o, int s, int n, uint8_t *out)                          \
+    {                                                                                                       \
+        size_t k = expect_512(b, i, j, c, r, o, s, n, out, mantissa, most);                                 \
+        expect(b, k, j, c, r, o, s, n, out + (k - i), kind);                                                \
+    }                                                                                                       \
+    TARGET_512 static void tokenize_##name##_fast(const uint8_t *x, const uint8_t *b, size_t i, size_t j,   \
+                                                  uint8_t *t)                                               \
+    {                                                                                                       \
+        size_t k = tokenize_512(x, b, i, j, t);                                                             \
+        tokenize(x, b, k, j, t + (k - i), kind);                                                            \
+    }                                                                                                       \
+    TARGET_512 static void combine_##name##_fast(const uint8_t *b, const uint8_t *t, size_t i, size_t j,    \
+                                                 uint8_t *x)                                                \
+    {                                                                                                       \
+        size_t k = combine_512(b, t, i, j, x);                                                              \
+        combine(b, t + (k - i), k, j, x, kind);                                                             \
+    }
+
+DEFINE_512(f16, LG_F16, 10, 31)
+DEFINE_512(bf16, LG_BF16, 7, 255)
+#endif
+
+/* The loops above for one kind and one instruction set. */
+#define DEFINE(name, kind, attribute)                                                                       \
+    attribute static uint32_t greatest_##name(const uint8_t *b, size_t n) { return greatest(b, n, kind); }  \
+    attribute static uint64_t weigh_##name(const uint8_t *x, const uint8_t *b, size_t i, size_t j,          \
+                                           uint32_t r)                                                      \
+    {                                                                                                       \
+        return weigh(x, b, i, j, r, kind);                                                                  \
+    }                                                                                                       \
+    attribute static void expect_##name(const uint8_t *b, size_t i, size_t j, int c, uint32_t r, int o,     \
+                                        int s, int n, uint8_t *out)                                         \
+    {                                                                                                       \
+        expect(b, i, j, c, r, o, s, n, out, kind);                                                          \
+    }                                                                                                       \
+    attribute static void tokenize_##name(const uint8_t *x, const uint8_t *b, size_t i, size_t j,           \
+                                          uint8_t *t)                                                       \
+    {                                                                                                       \
+        tokenize(x, b, i, j, t, kind);                                                                      \
+    }                                                                                                       \
+    attribute static void combine_##name(const uint8_t *b, const uint8_t *t, size_t i, size_t j,            \
+                                         uint8_t *x)                                                        \
+    {                                                                                                       \
+        combine(b, t, i, j, x, kind);                                                                       \
+    }                                                                                                       \
+    attribute static void put_large_##name(const uint8_t *x, const uint8_t *b, size_t i, size_t j,          \
+                                           uint8_t *t, bit_writer *w)                                       \
+    {                                                                                                       \
+        put_large(x, b, i, j, t, w, kind);                                                                  \
+    }                                                                                                       \
+    attribute static int take_large_##name(const uint8_t *b, const uint8_t *t, size_t i, size_t j,          \
+                                           uint8_t *x, bit_reader *r)                                       \
+    {                                                                                                       \
+        return take_large(b, t, i, j, x, r, kind);                                                          \
+    }                                                                                                       \
+    attribute static uint32_t shift_##name(const uint8_t *b, size_t i, uint32_t r)                          \
+    {                                                                                                       \
+        return shift_of(load(b, i, kind), r, kind);                                                         \
+    }
+
+#define EACH(level, attribute)                                                                              \
+    DEFINE(i8_##level, LG_I8, attribute)                                                                    \
+    DEFINE(e4m3_##level, LG_E4M3, attribute)                                                                \
+    DEFINE(e5m2_##level, LG_E5M2, attribute)                                                                \
+    DEFINE(f16_##level, LG_F16, attribute)                                                                  \
+    DEFINE(bf16_##level, LG_BF16, attribute)                                                                \
+    DEFINE(f32_##level, LG_F32, attribute)                                                                  \
+    DEFINE(i16_##level, LG_I16, attribute)                                                                  \
+    DEFINE(i32_##level, LG_I32, attribute)
+
+#define ROW(name)                                                                                           \
+    {greatest_##name, weigh_##name, expect_##name, tokenize_##name, combine_##name, put_large_##name,       \
+     take_large_##name, shift_##name}
+#define TABLE(level)                                                                                        \
+    {ROW(i8_##level), ROW(e4m3_##level), ROW(e5m2_##level), ROW(f16_##level), ROW(bf16_##level),            \
+     ROW(f32_##level), ROW(i16_##level), ROW(i32_##level)}
+
+EACH(plain, )
+#if defined(__x86_64__) && defined(__GNUC__)
+EACH(avx2, __attribute__((target("avx2,bmi2,popcnt,lzcnt"))))
+EACH(avx512, TARGET_512 __attribute__((unused)))
+#define FAST(name)                                                                                          \
+    {greatest_##name##_avx512, weigh_##name##_avx512, expect_##name##_fast, tokenize_##name##_fast,         \
+     combine_##name##_fast, put_large_##name##_avx512, take_large_##name##_avx512, shift_##name##_avx512}
+static const loops LOOPS[3][8] = {
+    TABLE(plain), TABLE(avx2),
+    {ROW(i8_avx512), ROW(e4m3_avx512), ROW(e5m2_avx512), FAST(f16), FAST(bf16), ROW(f32_avx512),
+     ROW(i16_avx512), ROW(i32_avx512)},
+};
+#else
+static const loops LOOPS[1][8] = {TABLE(plain)};
+#endif
+
+static const loops *loops_for(int kind, int level)
+{
+    int have = (int)(sizeof LOOPS / sizeof LOOPS[0]) - 1;
+    return &LOOPS[level < 0 ? 0 : level > have ? have : level][kind - 1];
+}
+
+/* ---- encoding ---- */
+
+typedef struct {
+    const loops *run;
+    int kind;
+    uint32_t group, groups, reference;
+    int origin, step, contexts;
+    uint8_t *classes;
+} model;
+
+static uint32_t top_bit(uint64_t v)
+{
+    uint32_t log = 0;
+    while (v >>= 1) log++;
+    return log;
+}
+
+/* Twice the binary logarithm, rounded to the nearest half octave below or at it; 0 for 0. */
+static uint32_t half_octaves(uint64_t v)
+{
+    uint32_t log;
+    uint64_t t;
+    if (!v) return 0;
+    log = top_bit(v);
+    t = log >= 15 ? v >> (log - 15) : v << (15 - log);
+    return 2 * log + (t >= 46341);
+}
+
+/* How many elements of a group of that size `weigh` looks at. */
+static size_t weighed(size_t size)
+{
+    return size < sparse_from ? size : size / 64 * 16 + (size % 64 < 16 ? size % 64 : 16);
+}
+
+static void classify(model *m, const uint8_t *data, const uint8_t *base, size_t count)
+{
+    uint32_t top = m->run->greatest(base, count);
+    m->reference = top > SPAN ? top - SPAN : 0;
+    for (uint32_t g = 0; g < m->groups; g++) {
+        size_t begin = (size_t)g * m->group, end = begin + m->group < count ? begin + m->group : count;
+        uint64_t sum = m->run->weigh(data, base, begin, end, m->reference);
+        int64_t class = (int64_t)half_octaves(sum * 16 / weighed(end - begin)) + 2 * lowered(m->kind) - 8;
+        m->classes[g] = (uint8_t)(sum && class > 0 ? class : 0);
+    }
+}
+
+static int contexts_for(size_t count)
+{
+    return count >= 65536 ? 32 : count >= 16384 ? 16 : count >= 8192 ? 8 : count >= 2048 ? 4 : 1;
+}
+
+/* Chooses the contexts: the expected sizes of every 16th element, without the last of each tail. */
+static void choose(model *m, const uint8_t *base, size_t count)
+{
+    uint32_t seen[SPREAD] = {0}, total = 0, low = 0, high = SPREAD - 1, sum = 0;
+    int most_contexts = contexts_for(count);
+    for (size_t i = 0; i < count; i += SAMPLE) {
+        uint32_t s = m->run->shift(base, i, m->reference);
+        seen[(int)m->classes[i / m->group] - 2 * (int)s + SHIFT]++;
+        total++;
+    }
+    while (low < SPREAD - 1 && (sum += seen[low]) * 200ull <= total) low++;
+    sum = 0;
+    while (high > low && (sum += seen[high]) * 1000ull <= total) high--;
+    m->origin = (int)low - SHIFT;
+    for (m->step = 0; (int)((high - low) >> m->step) + 1 > most_contexts; m->step++) {}
+    m->contexts = (int)((high - low) >> m->step) + 1;
+}
+
+static void describe(const model *m, const uint8_t *data, const uint8_t *base, size_t count, uint8_t *tokens,
+                     uint8_t *contexts_of, bit_writer *extra)
+{
+    for (uint32_t g = 0; g < m->groups; g++) {
+        size_t first = (size_t)g * m->group, last = first + m->group < count ? first + m->group : count;
+        if (m->contexts > 1)
+            m->run->expect(base, first, last, m->classes[g], m->reference, m->origin, m->step, m->contexts,
+                           contexts_of + first);
+        m->run->tokenize(data, base, first, last, tokens + first);
+        m->run->put_large(data, base, first, last, tokens + first, extra);
+    }
+}
+
+int lg_delta_encode(lg_bytes *out, const uint8_t *data, const uint8_t *base, size_t count, int kind,
+                    uint32_t group, lg_arena arena, int level)
+{
+    lg_bytes extra = {0};
+    bit_writer bits = {&extra, 0, 0};
+    model m = {loops_for(kind, level), kind, group, 0, 0, 0, 0, 1, NULL};
+    uint8_t *tokens = lg_alloc(&arena, 2 * count + 1);
+    int status;
+    m.groups = (uint32_t)((count + group - 1) / group);
+    m.classes = lg_alloc(&arena, (size_t)m.groups + 1);
+    if (!tokens || !m.classes) return LG_NOMEM;
+    classify(&m, data, base, count);
+    choose(&m, base, count);
+    describe(&m, data, base, count, tokens, tokens + count, &bits);
+    end_bits(&bits);
+    lg_put_u8(out, (unsigned)kind);
+    lg_put_u8(out, (unsigned)m.contexts);
+    lg_put_u8(out, (unsigned)m.step);
+    lg_put_u8(out, m.reference);
+    lg_put_u16(out, (unsigned)(m.origin + SHIFT));
+    lg_put_u32(out, group);
+    status = lg_array_encode(out, m.classes, m.groups, arena, level);
+    if (!status)
+        status = lg_rans_encode(out, tokens, m.contexts > 1 ? tokens + count : NULL, count, m.contexts, arena,
+                                level);
+    if (!status) lg_put(out, extra.data, extra.size);
+    if (extra.failed || out->failed) status = LG_NOMEM;
+    free(extra.data);
+    return status;
+}
+
+/* ---- decoding ---- */
+
+static int take_model(lg_input *in, model *m, size_t count, lg_arena *arena, int level)
+{
+    uint32_t kind, contexts, step, origin;
+    if (lg_take_u8(in, &kind) || lg_take_u8(in, &contexts) || lg_take_u8(in, &step) ||
+        lg_take_u8(in, &m->reference) || lg_take_u16(in, &origin) || lg_take_u32(in, &m->group))
+        return LG_CORRUPT;
+    if ((int)kind != m->kind || contexts < 1 || contexts > LG_MAX_CONTEXTS || step > 8 || origin >= SPREAD)
+        return LG_CORRUPT;
+    if (m->group < 1 || m->group > LG_MAX_ELEMENTS) return LG_CORRUPT;
+    m->contexts = (int)contexts;
+    m->step = (int)step;
+    m->origin = (int)origin - SHIFT;
+    m->groups = (uint32_t)((count + m->group - 1) / m->group);
+    m->classes = lg_alloc(arena, (size_t)m->groups + 1);
+    if (!m->classes) return LG_NOMEM;
+    return lg_array_decode(in, m->classes, m->groups, *arena, level);
+}
+
+static void expect_tile(const model *m, const uint8_t *base, size_t begin, size_t end, uint8_t *contexts_of)
+{
+    for (size_t i = begin; i < end;) {
+        size_t g = i / m->group, stop = (g + 1) * m->group < end ? (g + 1) * m->group : end;
+        m->run->expect(base, i, stop, m->classes[g], m->reference, m->origin, m->step, m->contexts,
+                       contexts_of + (i - begin));
+        i = stop;
+    }
+}
+
+static int decode_tiles(const model *m, const lg_rans *block, bit_reader *extra, const uint8_t *base,
+                        uint8_t *data, size_t count, int level)
+{
+    uint8_t tokens[TILE], contexts_of[TILE];
+    lg_segment segment = {{0}, NULL, NULL};
+    for (size_t begin = 0; begin < count; begin += TILE) {
+        size_t end = begin + TILE < count ? begin + TILE : count;
+        if (begin % block->segment_size == 0) {
+            if (begin && lg_rans_finish(block, &segment)) return LG_CORRUPT;
+            if (lg_rans_start(block, (uint32_t)(begin / block->segment_size), &segment)) return LG_CORRUPT;
+        }
+        if (m->contexts > 1) expect_tile(m, base, begin, end, contexts_of);
+        if (lg_rans_step(block, &segment, m->contexts > 1 ? contexts_of : NULL, tokens, end - begin, level))
+            return LG_CORRUPT;
+        m->run->combine(base, tokens, begin, end, data);
+        if (m->run->take_large(base, tokens, begin, end, data, extra)) return LG_CORRUPT;
+    }
+    if (count && lg_rans_finish(block, &segment)) return LG_CORRUPT;
+    return extra->end - extra->at < 8 ? LG_OK : LG_CORRUPT;
+}
+
+int lg_delta_decode(const uint8_t *payload, size_t size, const uint8_t *base, uint8_t *data, size_t count,
+                    int kind, lg_arena arena, int level)
+{
+    lg_input in = {payload, payload + size};
+    model m = {NULL, kind, 0, 0, 0, 0, 0, 1, NULL};
+    lg_rans block = {0};
+    int status;
+    if (!lg_width(kind) || count > LG_MAX_ELEMENTS) return LG_CORRUPT;
+    m.run = loops_for(kind, level);
+    status = take_model(&in, &m, count, &arena, level);
+    if (!status) status = lg_rans_open(&block, &in, count, m.contexts, &arena);
+    if (!status) {
+        bit_reader extra = {in.at, 0, (uint64_t)(in.end - in.at) * 8};
+        status = decode_tiles(&m, &block, &extra, base, data, count, level);
+    }
+    return status;
+}

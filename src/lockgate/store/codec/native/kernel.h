@@ -1,0 +1,103 @@
+/* The hot loops of lockgate's codecs, free of Python. The bytes they write and read are described in
+ * docs/store-format.md; lockgate/store/codec/twin.py does the same in NumPy, bit for bit.
+ *
+ * Every function is pure: it reads its input, writes only below the sizes it was given, and keeps no
+ * state. What comes from a frame is hostile: anything impossible is LG_CORRUPT, never undefined. */
+#ifndef LOCKGATE_KERNEL_H
+#define LOCKGATE_KERNEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { LG_OK = 0, LG_CORRUPT = -1, LG_NOMEM = -2 };
+
+/* How the bits of an element are ordered and where its exponent is. */
+enum {
+    LG_I8 = 1, LG_E4M3 = 2, LG_E5M2 = 3, LG_F16 = 4, LG_BF16 = 5, LG_F32 = 6, LG_I16 = 7, LG_I32 = 8
+};
+
+/* Instruction sets, chosen at run time; the bytes are the same with each. */
+enum { LG_SCALAR = 0, LG_AVX2 = 1, LG_AVX512 = 2 };
+
+#define LG_MAX_CONTEXTS 32
+#define LG_MAX_LANES 64
+#define LG_SCALE_BITS 11
+#define LG_SCALE (1 << LG_SCALE_BITS)
+#define LG_LOW (1u << 15)          /* the least value of a coder's state */
+#define LG_MAX_ELEMENTS (1u << 26) /* of one frame */
+
+/* A growing byte string; `failed` once memory ran out. */
+typedef struct {
+    uint8_t *data;
+    size_t size, room;
+    int failed;
+} lg_bytes;
+
+/* Memory that the caller lends for one call; nothing in it means anything before or after. */
+typedef struct {
+    uint8_t *data;
+    size_t size, used;
+} lg_arena;
+
+/* What is read, and how far. */
+typedef struct {
+    const uint8_t *at, *end;
+} lg_input;
+
+/* A multi-context rANS block, opened for decoding. */
+typedef struct {
+    uint32_t *table; /* contexts * LG_SCALE entries: freq-1 << 20 | slot-cum << 8 | symbol */
+    const uint8_t *lengths;
+    const uint8_t *words, *end;
+    uint32_t segments, lanes, segment_size, contexts, count;
+} lg_rans;
+
+/* One segment under way. */
+typedef struct {
+    uint32_t state[LG_MAX_LANES];
+    const uint8_t *at, *end;
+} lg_segment;
+
+int lg_best_level(void);
+size_t lg_width(int kind);
+/* The arena that any call on `size` bytes of elements is content with. */
+size_t lg_arena_size(size_t size);
+
+/* bytes.c */
+void *lg_alloc(lg_arena *arena, size_t size); /* aligned to 64; NULL when there is no more */
+void lg_put(lg_bytes *out, const void *data, size_t size);
+void lg_put_u8(lg_bytes *out, unsigned value);
+void lg_put_u16(lg_bytes *out, unsigned value);
+void lg_put_u32(lg_bytes *out, uint32_t value);
+int lg_take(lg_input *in, size_t size, const uint8_t **data);
+int lg_take_u8(lg_input *in, uint32_t *value);
+int lg_take_u16(lg_input *in, uint32_t *value);
+int lg_take_u32(lg_input *in, uint32_t *value);
+
+/* rans.c: symbols (bytes) under contexts (bytes below `contexts`, or NULL for one context). */
+int lg_rans_encode(lg_bytes *out, const uint8_t *symbols, const uint8_t *contexts_of, size_t count,
+                   int contexts, lg_arena arena, int level);
+int lg_rans_open(lg_rans *block, lg_input *in, size_t count, int contexts, lg_arena *arena);
+int lg_rans_start(const lg_rans *block, uint32_t segment, lg_segment *state);
+/* Decodes `count` symbols; a multiple of the lanes except at the end of a segment. */
+int lg_rans_step(const lg_rans *block, lg_segment *state, const uint8_t *contexts_of, uint8_t *symbols,
+                 size_t count, int level);
+int lg_rans_finish(const lg_rans *block, const lg_segment *state);
+/* A whole array of bytes: raw, constant or rANS, whichever is least. */
+int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_arena arena,
+                    int level);
+int lg_array_decode(lg_input *in, uint8_t *symbols, size_t count, lg_arena arena, int level);
+
+/* delta.c: elements against a prediction of the same kind and count. */
+int lg_delta_encode(lg_bytes *out, const uint8_t *data, const uint8_t *base, size_t count, int kind,
+                    uint32_t group, lg_arena arena, int level);
+int lg_delta_decode(const uint8_t *payload, size_t size, const uint8_t *base, uint8_t *data, size_t count,
+                    int kind, lg_arena arena, int level);
+
+/* planes.c: elements alone, byte plane by byte plane. */
+int lg_planes_encode(lg_bytes *out, const uint8_t *data, size_t count, int kind, lg_arena arena,
+                     int level);
+int lg_planes_decode(const uint8_t *payload, size_t size, uint8_t *data, size_t count, int kind,
+                     lg_arena arena, int level);
+
+#endif
