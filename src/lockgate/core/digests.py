@@ -37,7 +37,7 @@ class Hasher:
         return Digest("blake3:" + self._state.hexdigest())
 
 
-def digest_of(data: bytes | memoryview) -> Digest:
+def digest_of(data: bytes | bytearray | memoryview) -> Digest:
     """Returns the digest of `data`."""
     return Digest("blake3:" + blake3(data).hexdigest())
 

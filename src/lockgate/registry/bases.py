@@ -56,9 +56,7 @@ def score(shapes: Shapes, manifest: Manifest) -> float:
     by_shape: defaultdict[tuple[int, ...], int] = defaultdict(int)
     for (_, shape), count in found.items():
         by_shape[shape] += count
-    loose = sum(
-        min(count, by_shape.get(key[1], 0)) * _bytes(key) for key, count in shapes.items()
-    )
+    loose = sum(min(count, by_shape.get(key[1], 0)) * _bytes(key) for key, count in shapes.items())
     return (0.75 * both + 0.25 * loose) / total if total else 0.0
 
 

@@ -87,8 +87,10 @@ def _runs(
 
 
 def _continues(before: TensorPart | None, now: TensorPart | None) -> bool:
-    return before == now if now is None or before is None else before == replace(
-        now, part=now.part - 1
+    return (
+        before == now
+        if now is None or before is None
+        else before == replace(now, part=now.part - 1)
     )
 
 
@@ -174,10 +176,14 @@ class _Run:
         if len(sizes) != len(self.pieces) or not sizes:
             raise UsageError(f"a run has {len(self.pieces)} pieces and {len(sizes)} sizes")
         for part, (raw, size) in enumerate(zip(self.pieces, sizes, strict=True)):
-            tensor = self.tensor and TensorPart(
-                name=self.tensor.name, dtype=self.tensor.dtype, shape=self.tensor.shape, part=part
-            )
-            yield Piece(digest="blake3:" + raw, size=size, tensor=tensor)
+            yield Piece(digest="blake3:" + raw, size=size, tensor=self._part(part))
+
+    def _part(self, part: int) -> TensorPart | None:
+        if self.tensor is None:
+            return None
+        return TensorPart(
+            name=self.tensor.name, dtype=self.tensor.dtype, shape=self.tensor.shape, part=part
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Which object is where: the entries of all packs, sorted, about 70 bytes an object."""
+"""Which object is where: the entries of all packs, sorted, about 70 bytes an object, 32 more for a base."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class Index:
         self._row: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._recent: dict[bytes, tuple[str, int]] = {}
         self._hidden: set[tuple[bytes, str]] = set()
+        self._deps: dict[str, tuple[bytes, NDArray[np.uint32]]] = {}
 
     @property
     def packs(self) -> frozenset[str]:
@@ -51,11 +52,13 @@ class Index:
         """Returns the entries of a pack."""
         return self._packs[pack]
 
-    def add(self, pack: str, entries: Entries) -> None:
-        """Adds a pack."""
+    def add(self, pack: str, entries: Entries, deps: bytes) -> None:
+        """Adds a pack; `deps` are the dependencies of its entries, in order, 32 bytes each."""
         if pack in self._packs:
             return
         self._packs[pack] = entries
+        counts = entries["deps"].astype(np.uint32)
+        self._deps[pack] = (deps, np.cumsum(counts, dtype=np.uint32) - counts)
         raws = entries["digest"].tobytes()
         for row in range(len(entries)):
             self._recent[raws[32 * row : 32 * row + 32]] = (pack, row)
@@ -67,6 +70,8 @@ class Index:
         if packs & set(self._packs):
             for name in packs:
                 self._packs.pop(name, None)
+                self._deps.pop(name, None)
+            self._hidden = {pair for pair in self._hidden if pair[1] in self._packs}
             self._sort()
 
     def hide(self, digest: Digest, pack: str) -> None:
@@ -76,7 +81,7 @@ class Index:
             return
         self._hidden.add((raw, pack))
         if self._recent.get(raw, ("", 0))[0] == pack:
-            del self._recent[raw]
+            self._sort()  # another pack may have it
 
     def _sort(self) -> None:
         self._names = list(self._packs)
@@ -84,26 +89,45 @@ class Index:
         sizes = [key.size for key in keys]
         joined = np.concatenate([*keys, np.zeros(0, np.uint64)])
         owner = np.repeat(np.arange(len(sizes), dtype=np.uint32), sizes)
-        row = np.concatenate([*(np.arange(n, dtype=np.uint32) for n in sizes), np.zeros(0, np.uint32)])
+        row = np.concatenate(
+            [*(np.arange(n, dtype=np.uint32) for n in sizes), np.zeros(0, np.uint32)]
+        )
         order = np.argsort(joined, kind="stable")
         self._keys, self._owner, self._row = joined[order], owner[order], row[order]
         self._recent = {}
 
     def find(self, digest: Digest) -> Place | None:
         """Returns where the object is, None when it is in no pack."""
+        found = self._row_of(digest)
+        return self._place(*found) if found else None
+
+    def _row_of(self, digest: Digest) -> tuple[str, int] | None:
         raw = bytes.fromhex(hex_of(digest))
         recent = self._recent.get(raw)
         if recent is not None:
-            return self._place(*recent)
+            return recent
         key = np.frombuffer(raw, "<u8", 1)[0]
         at = int(np.searchsorted(self._keys, key))
         while at < self._keys.size and self._keys[at] == key:
             pack, row = self._names[self._owner[at]], int(self._row[at])
             same = self._packs[pack][row]["digest"].tobytes() == raw
             if same and (raw, pack) not in self._hidden:
-                return self._place(pack, row)
+                return pack, row
             at += 1
         return None
+
+    def deps(self, digest: Digest) -> tuple[Digest, ...]:
+        """Returns what an object's frame depends on; nothing for one that is in no pack."""
+        found = self._row_of(digest)
+        if found is None:
+            return ()
+        pack, row = found
+        deps, starts = self._deps[pack]
+        first = int(starts[row])
+        many = int(self._packs[pack][row]["deps"])
+        return tuple(
+            Digest("blake3:" + deps[32 * i : 32 * i + 32].hex()) for i in range(first, first + many)
+        )
 
     def _place(self, pack: str, row: int) -> Place:
         entry = self._packs[pack][row]

@@ -1,18 +1,17 @@
 """`Objects` in packs, on any backend: encoded when they come, decoded and checked when they go.
 
-    format              which layout this is
-    packs/ab/ab….pack   immutable packs (see `pack`), named by 128 random bits
-    damaged/…           names of entries that were found damaged: a put stores them anew
-    condemned/…         what garbage collection will sweep (see `collect`)
+format              which layout this is
+packs/ab/ab….pack   immutable packs (see `pack`), named by 128 random bits
+damaged/…           names of entries that were found damaged: a put stores them anew
+condemned           what garbage collection will sweep (see `collect`)
 """
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from lockgate.core.digests import Digest, digest_of, hex_of, is_digest, short
 from lockgate.core.errors import IntegrityError, NotFoundError
@@ -22,14 +21,16 @@ from lockgate.store.codec.encode import Encoder, Object
 from lockgate.store.codec.frame import Frame, parse
 from lockgate.store.codec.frame import pack as pack_frame
 from lockgate.store.codec.kernel import Kernel, kernel
+from lockgate.store.held import Held
 from lockgate.store.index import Index, Place
-from lockgate.store.pack import FOLDER, Packed, compose, read_index
+from lockgate.store.pack import FOLDER, Entries, Packed, read_index
+from lockgate.store.writing import Writer, pack_name
 
 FORMAT = b"lockgate/store@2\n"
-PACK_BYTES = 64 * 1024 * 1024
-_DECODED = 64 * 1024 * 1024
+HELD_BYTES = 64 * 1024 * 1024
 _REFRESH_S = 0.5
 _DAMAGED = "damaged/"
+CONDEMNED = "condemned"
 
 
 class PackStore:
@@ -43,12 +44,10 @@ class PackStore:
         self.kernel = codec or kernel()
         self._lock = threading.RLock()
         self._index = Index()
-        self._pending: dict[Digest, Packed] = {}
-        self._writing: dict[Digest, Packed] = {}
-        self._pending_bytes = 0
+        self._writer = Writer(blobs, self._take_up)
         self._looked = 0.0
-        self._decoded: OrderedDict[Digest, tuple[Buffer, bool]] = OrderedDict()
-        self._decoded_bytes = 0
+        self._condemned: frozenset[tuple[Digest, str]] = frozenset()
+        self._held = Held(HELD_BYTES)
         self._encoder = Encoder(
             kernel=self.kernel, fetch=self._base, depth=self.depth, bases=self.bases
         )
@@ -74,17 +73,30 @@ class PackStore:
             known = self._index.packs
         for name in sorted(set(there) - known):
             try:
-                entries, _ = read_index(self.blobs, name, there[name])
+                entries, deps = read_index(self.blobs, name, there[name])
             except NotFoundError:
                 continue
-            with self._lock:
-                self._index.add(name, entries)
+            self._take_up(name, entries, deps)
         hidden = [blob.name.removeprefix(_DAMAGED).split(".") for blob in self.blobs.list(_DAMAGED)]
         with self._lock:
             self._index.remove(set(known) - set(there))
             for digest, pack in hidden:
-                self._index.hide(Digest("blake3:" + digest), _pack_name(pack))
+                self._index.hide(Digest("blake3:" + digest), pack_name(pack))
             self._looked = time.monotonic()
+        self.condemned()
+
+    def condemned(self) -> frozenset[tuple[Digest, str]]:
+        """Returns the objects, and the packs they are in, that are to be swept: they still can be
+        read, and are `missing` to who wants to build on them."""
+        try:
+            text = self.blobs.read(CONDEMNED).decode("utf-8")
+            pairs = (line.split(" ") for line in text.splitlines()[1:])
+            found = frozenset((Digest(digest), pack) for digest, pack in pairs)
+        except NotFoundError:
+            found = frozenset()
+        with self._lock:
+            self._condemned = found
+        return found
 
     # ---- what is here
 
@@ -93,40 +105,57 @@ class PackStore:
         with self._lock:
             return self._index.find(digest)
 
-    def _waiting(self, digest: Digest) -> Packed | None:
-        return self._pending.get(digest) or self._writing.get(digest)
-
     def _size(self, digest: Digest) -> int:
+        waiting = self._writer.find(digest)
+        if waiting:
+            return waiting.size
         with self._lock:
-            waiting = self._waiting(digest)
-            if waiting:
-                return waiting.size
             place = self._index.find(digest)
-        return place.size if place else -1
+            gone = place is None or (digest, place.pack) in self._condemned
+        return -1 if gone or place is None else place.size
 
     def missing(self, sizes: Mapping[Digest, int]) -> set[Digest]:
         """See `Objects.missing`."""
         absent = {digest for digest, size in sizes.items() if self._size(digest) != size}
+        absent |= {digest for digest in sizes if digest not in absent and not self._whole(digest)}
         if absent and time.monotonic() - self._looked > _REFRESH_S:
             self.refresh()
             absent = {digest for digest in absent if self._size(digest) != sizes[digest]}
         return absent
 
+    def _whole(self, digest: Digest) -> bool:
+        """Says whether all that an object is made from is here."""
+        return all(self._size(base) >= 0 and self._whole(base) for base in self.bases(digest))
+
     def depth(self, digest: Digest) -> int | None:
         """Returns the length of an object's chain of bases, None when it is not here."""
-        with self._lock:
-            waiting = self._waiting(digest)
-            place = None if waiting else self._index.find(digest)
+        waiting = self._writer.find(digest)
+        place = None if waiting else self.place(digest)
         return waiting.depth if waiting else place.depth if place else None
 
     def bases(self, digest: Digest) -> tuple[Digest, ...]:
-        """Returns what an object's frame depends on; raises NotFoundError."""
-        return self.frame(digest).deps
+        """Returns what an object's frame depends on; nothing when it is not here."""
+        waiting = self._writer.find(digest)
+        if waiting:
+            return waiting.deps
+        with self._lock:
+            return self._index.deps(digest)
+
+    def closure(self, digests: Iterable[Digest]) -> set[Digest]:
+        """Returns the objects and all that they are made from, those included that are not here."""
+        found: set[Digest] = set()
+        level = list(digests)
+        while level:
+            digest = level.pop()
+            if digest not in found:
+                found.add(digest)
+                level.extend(self.bases(digest))
+        return found
 
     def digests(self) -> Iterator[Digest]:
         """See `Objects.digests`."""
         with self._lock:
-            found = set(self._index.digests()) | set(self._pending) | set(self._writing)
+            found = set(self._index.digests()) | self._writer.digests()
         yield from sorted(found)
 
     def packs(self) -> frozenset[str]:
@@ -139,11 +168,10 @@ class PackStore:
     def frame_bytes(self, digest: Digest) -> bytes:
         """Returns an object's frame as it is stored; raises NotFoundError, IntegrityError."""
         for attempt in range(2):
-            with self._lock:
-                waiting = self._waiting(digest)
-                place = None if waiting else self._index.find(digest)
+            waiting = self._writer.find(digest)
             if waiting:
                 return waiting.data
+            place = self.place(digest)
             if place is not None:
                 try:
                     return self.blobs.read(place.pack, place.offset, place.length)
@@ -171,40 +199,21 @@ class PackStore:
 
     def _base(self, digest: Digest) -> Buffer:
         """Returns a base's bytes, checked, and keeps the last of them at hand."""
-        return self._held(digest, self.get)
+        return self._held.get(digest, self.get, checked=True)
 
     def _part_of(self, digest: Digest) -> Buffer:
         """Returns a base's bytes unchecked: what is made from them will be compared."""
-        return self._held(digest, self._decode)
+        return self._held.get(digest, self._decode, checked=False)
 
     def _decode(self, digest: Digest) -> Buffer:
         return decode(parse(self.frame_bytes(digest), check=False), self._part_of, self.kernel)
-
-    def _held(self, digest: Digest, load: Callable[[Digest], Buffer]) -> Buffer:
-        checked = load == self.get
-        with self._lock:
-            held = self._decoded.get(digest)
-            if held is not None and (held[1] or not checked):
-                self._decoded.move_to_end(digest)
-                return held[0]
-        data = load(digest)
-        with self._lock:
-            if digest in self._decoded:
-                self._decoded_bytes -= len(self._decoded.pop(digest)[0])
-            self._decoded[digest] = (data, checked)
-            self._decoded_bytes += len(data)
-            while self._decoded_bytes > _DECODED and len(self._decoded) > 1:
-                self._decoded_bytes -= len(self._decoded.popitem(last=False)[1][0])
-        return data
 
     def _second_look(self, digest: Digest) -> Buffer:
         """Reads a damaged object once more; if it stays so, hides it, so that a put heals it.
 
         Raises IntegrityError when it is still damaged.
         """
-        with self._lock:
-            self._decoded.clear()
-            self._decoded_bytes = 0
+        self._held.clear()
         try:
             return decode_checked(digest, self.frame(digest), self._base, self.kernel)
         except IntegrityError as error:
@@ -259,45 +268,21 @@ class PackStore:
 
     def put_frame(self, digest: Digest, frame: Frame) -> None:
         """Puts a frame that was proved to give the bytes of that digest."""
-        data = pack_frame(frame)
-        packed = Packed(digest=digest, data=data, size=frame.size, codec=frame.codec,
-                        depth=frame.depth, deps=frame.deps)  # fmt: skip
-        with self._lock:
-            if self._waiting(digest):
-                return
-            self._pending[digest] = packed
-            self._pending_bytes += len(data)
-            full = self._pending_bytes >= PACK_BYTES
-        if full:
-            self._write_pending()
+        self._pend(digest, frame, pack_frame(frame))
 
-    def _write_pending(self) -> None:
-        with self._lock:
-            batch, self._pending, self._pending_bytes = self._pending, {}, 0
-            self._writing |= batch
-        if not batch:
-            return
-        unique = secrets.token_hex(16)
-        name = _pack_name(unique)
-        parts, entries = compose(list(batch.values()))
-        try:
-            self.blobs.write(name, parts)
-        except BaseException:
-            with self._lock:
-                self._forget(batch)
-            raise
-        with self._lock:
-            self._index.add(name, entries)
-            self._forget(batch)
+    def _pend(self, digest: Digest, frame: Frame, data: bytes) -> None:
+        self._writer.add(
+            Packed(digest=digest, data=data, size=frame.size, codec=frame.codec,
+                   depth=frame.depth, deps=frame.deps)
+        )  # fmt: skip
 
-    def _forget(self, batch: Mapping[Digest, Packed]) -> None:
-        for digest, packed in batch.items():
-            if self._writing.get(digest) is packed:
-                del self._writing[digest]
+    def _take_up(self, name: str, entries: Entries, deps: bytes) -> None:
+        with self._lock:
+            self._index.add(name, entries, deps)
 
     def flush(self, digests: Iterable[Digest]) -> None:
         """See `Objects.flush`; what others made durable is seen afterwards too."""
-        self._write_pending()
+        self._writer.write()
         wanted = list(digests)
         if not wanted or any(self._size(digest) < 0 for digest in wanted):
             self.refresh()
@@ -311,9 +296,8 @@ class PackStore:
         The rest is left to garbage collection.
         """
         loose = set(digests)
+        self._writer.drop(loose)
         with self._lock:
-            for digest in loose & set(self._pending):
-                self._pending_bytes -= len(self._pending.pop(digest).data)
             raws = {bytes.fromhex(hex_of(digest)) for digest in loose}
             gone = set()
             for name in self._index.packs:
@@ -322,20 +306,65 @@ class PackStore:
                     joined = entries["digest"].tobytes()
                     if all(joined[at : at + 32] in raws for at in range(0, len(joined), 32)):
                         gone.add(name)
-            for digest in loose:
-                if digest in self._decoded:
-                    self._decoded_bytes -= len(self._decoded.pop(digest)[0])
             self._index.remove(gone)
+        self._held.clear()
         self.blobs.remove(sorted(gone))
+
+    # ---- care (see `collect`)
+
+    def entries(self, pack: str) -> Entries:
+        """Returns the index entries of a pack."""
+        with self._lock:
+            return self._index.entries(pack)
+
+    def move(self, digests: Iterable[Digest], pack: str, *, wait: bool = False) -> None:
+        """Writes the frames of objects of `pack` into a new one; with `wait`, at the next flush.
+
+        Frames are moved as they are, their checksums checked. Raises IntegrityError, before the
+        old pack is touched, when one is damaged.
+        """
+        for digest in digests:
+            with self._lock:
+                place = self._index.find(digest)
+            if place is None or place.pack != pack:
+                continue
+            data = self.blobs.read(place.pack, place.offset, place.length)
+            self._pend(digest, parse(data), data)
+        if not wait:
+            self._writer.write()
+
+    def encode_anew(self, given: Object, worth: float) -> int:
+        """Encodes a stored object with what it may be made from now; `given.data` is not looked at.
+
+        Keeps the new frame when it has at most `worth` of the old one's bytes; the old entry is
+        then garbage. Returns the bytes saved. An object is never made from what is made from it.
+        """
+        place = self.place(given.digest)
+        if place is None:
+            return 0
+        made = replace(given, data=bytes(self.get(given.digest)), hashed=True)
+        encoded = self._encoder.encode(made)
+        if given.digest in self.closure(encoded.frame.deps):
+            return 0
+        size = sum(len(extra.data) for extra in encoded.beside) + len(pack_frame(encoded.frame))
+        if size > worth * place.length:
+            return 0
+        for extra in encoded.beside:
+            self._put(extra)
+        self.put_frame(given.digest, encoded.frame)
+        return place.length - size
+
+    def remove_packs(self, names: Iterable[str]) -> None:
+        """Removes packs; the caller knows that nothing in them is needed."""
+        gone = set(names)
+        self.blobs.remove(sorted(gone))
+        with self._lock:
+            self._index.remove(gone)
 
     def close(self) -> None:
         """Writes what waits and closes the backend."""
-        self._write_pending()
+        self._writer.write()
         self.blobs.close()
-
-
-def _pack_name(unique: str) -> str:
-    return f"{FOLDER}{unique[:2]}/{unique}.pack"
 
 
 def not_here(digest: Digest) -> NotFoundError:

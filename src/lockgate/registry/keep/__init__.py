@@ -1,0 +1,1 @@
+"""Keeping versions for years: usage, verification, garbage, optimisation, bundles, backup."""
