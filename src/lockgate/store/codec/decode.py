@@ -12,6 +12,7 @@ from lockgate.store.codec.frame import (
     CAST,
     COPY,
     DELTA,
+    MAX_SOURCE,
     PLANES,
     QUANTIZE,
     RAW,
@@ -79,7 +80,7 @@ def _quantized(frame: Frame, source: Buffer) -> bytes:
 
 def _room(size: int, kind: int) -> memoryview:
     """Returns memory for a result; not zeroed, for every byte of it is written."""
-    if kind not in WIDTHS or size % WIDTHS[kind]:
+    if kind not in WIDTHS or size % WIDTHS[kind] or size > MAX_SOURCE:
         raise ValueError(f"{size} bytes are no whole elements of kind {kind}")
     return np.empty(size, np.uint8).data if size else memoryview(bytearray())
 
@@ -91,19 +92,17 @@ def _kind(payload: Buffer) -> int:
 
 
 def _zstd(frame: Frame) -> bytes:
+    """Believes the size that zstd's own head states, once it is the frame's: no more is written."""
     import zstandard
 
+    payload = bytes(frame.payload)
     try:
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
-        return _bounded(reader.decompress(bytes(frame.payload)), frame.size)
+        stated = zstandard.get_frame_parameters(payload).content_size
+        if stated != frame.size:
+            raise ValueError(f"it holds {stated} bytes, not {frame.size}")
+        return zstandard.ZstdDecompressor().decompress(payload, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
-
-
-def _bounded(data: bytes, size: int) -> bytes:
-    if len(data) != size:
-        raise ValueError(f"it holds {len(data)} bytes, not {size}")
-    return data
 
 
 def _delta(frame: Frame, source: Buffer, fetch: Fetch, kernel: Kernel) -> Buffer:

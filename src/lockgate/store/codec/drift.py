@@ -35,7 +35,8 @@ def predict(source: Buffer, kind: int, parameters: Buffer) -> bytes:
     table = np.frombuffer(parameters[4 : 4 + 4 * _CELLS], "<i4")
     bits = np.frombuffer(parameters[4 + 4 * _CELLS :], np.uint8)
     moving = np.unpackbits(bits, bitorder="little")
-    return _apply(base, table, np.repeat(moving, group)[: base.size] > 0).astype("<u4").tobytes()
+    drifts = np.repeat(moving[:groups], min(group, base.size))[: base.size] > 0
+    return _apply(base, table, drifts).astype("<u4").tobytes()
 
 
 def _apply(

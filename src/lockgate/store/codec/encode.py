@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -13,20 +14,10 @@ from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.codec import drift, lowrank, recipes
 from lockgate.store.codec.decode import DRIFT, LOW_RANK, PLAIN, decode
 from lockgate.store.codec.dtypes import Grid
-from lockgate.store.codec.frame import (
-    CAST,
-    COPY,
-    DELTA,
-    MAX_DEPTH,
-    PLANES,
-    QUANTIZE,
-    RAW,
-    ZSTD,
-    Fetch,
-    Frame,
-    Part,
-    gather,
-    same,
+
+from lockgate.store.codec.frame import (  # isort: skip
+    CAST, COPY, DELTA, MAX_DEPTH, MAX_SOURCE, PLANES, QUANTIZE, RAW, ZSTD, Fetch, Frame, Part,
+    check_limits, gather, same,
 )  # fmt: skip
 from lockgate.store.codec.kernel import Kernel
 
@@ -38,6 +29,7 @@ _PROBE = 4096
 _ZSTD_LEVEL = 3
 _RANKED = 0.06
 _REMEMBERED = 64
+_PLACES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +67,15 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Made:
-    """A candidate: its source's bytes, and the frame without its payload."""
+    """A candidate: its source's bytes, and the frame without its payload.
+
+    `first`: the first piece of the tensor that the source is of.
+    """
 
     source: Buffer
     frame: Frame
     grid: Grid
+    first: Digest
 
 
 class Encoder:
@@ -105,7 +101,7 @@ class Encoder:
     def encode(self, given: Object) -> Encoded:
         """Returns the smallest frame found; it was decoded again and gave the same bytes."""
         for encoded in self._candidates(given):
-            if self._sound(encoded, given):
+            if len(encoded.frame.payload) < len(given.data) and self._sound(encoded, given):
                 return encoded
         return Encoded(frame=_raw(given.data))
 
@@ -116,6 +112,7 @@ class Encoder:
             return known[digest] if digest in known else self.fetch(digest)
 
         try:
+            check_limits(encoded.frame)
             return same(decode(encoded.frame, fetch, self.kernel), given.data)
         except (IntegrityError, NotFoundError):
             return False
@@ -126,14 +123,14 @@ class Encoder:
         if size <= _TINY:
             return
         made: list[_Made] = []
-        if grid is not None:
+        if grid is not None and size <= MAX_SOURCE:
             for source in given.sources:
                 for candidate in self._from_source(given, grid, source):
                     if isinstance(candidate, _Made):
                         made.append(candidate)
                     else:
                         yield candidate
-        if grid is None or grid.kind is None or size % grid.width:
+        if grid is None or grid.kind is None or size % grid.width or size > MAX_SOURCE:
             yield from _generic(given.data)
             return
         alone, deltas = self._estimate(given.data, grid, made)
@@ -166,7 +163,7 @@ class Encoder:
         if source.grid.dtype != grid.dtype:
             yield from self._recipes(given, grid, source)
             return
-        for begin, block, stride in _places(given, grid, source.grid):
+        for begin, block, stride in islice(_places(given, grid, source.grid), _PLACES):
             made = self._make(source, begin, block, stride, size, grid)
             if made is None or len(made.source) != size:
                 continue
@@ -189,15 +186,16 @@ class Encoder:
         if deps is None:
             return None
         try:
-            data = [self.fetch(digest) for digest in deps]
-            whole = len(deps) == 1 and parts[0].begin == 0 and len(data[0]) == size
-            joined = data[0] if whole else gather(data, parts)
+            joined = self.fetch(deps[0])
+            whole = len(deps) == 1 and parts[0].begin == 0 and len(joined) == size
+            if not whole:
+                joined = gather(deps, parts, self.fetch)
         except (NotFoundError, IntegrityError):
             return None
         depth = 1 + max(self.depth(digest) or 0 for digest in deps)
         frame = Frame(codec=DELTA, size=size, payload=b"", depth=depth, deps=deps,
                       parts=() if whole else parts)  # fmt: skip
-        return _Made(source=joined, frame=frame, grid=grid)
+        return _Made(source=joined, frame=frame, grid=grid, first=source.pieces[0][0])
 
     def _shallow(self, deps: tuple[Digest, ...]) -> tuple[Digest, ...] | None:
         """Returns bases whose chains have room for one more, going up those that have none."""
@@ -283,8 +281,8 @@ class Encoder:
         row = columns * made.grid.width
         if kind not in recipes.FLOATS or len(given.data) % row or len(made.grid.shape) != 2:
             return None
-        key = (given.sources[0].pieces[0][0], made.grid.shape)
-        if key not in self._factors:
+        key = (made.first, made.grid.shape)
+        if given.begin == 0 or key not in self._factors:  # a tensor's first piece, most often
             if len(self._factors) >= _REMEMBERED:
                 self._factors.clear()
             self._factors[key] = lowrank.fit(given.data, made.source, kind, columns)
@@ -360,6 +358,8 @@ def _parts(
     source: Source, begin: int, block: int, stride: int, size: int
 ) -> tuple[tuple[Digest, ...], tuple[Part, ...]] | None:
     """Returns the pieces and their parts that hold the bytes, None when they are not all there."""
+    if size > MAX_SOURCE:
+        return None
     if block != stride:
         return _strided(source, begin, block, stride, size // block)
     deps: list[Digest] = []

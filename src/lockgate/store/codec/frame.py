@@ -14,9 +14,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 import numpy as np
 from blake3 import blake3
+from numpy.lib.stride_tricks import as_strided
 
 from lockgate.core.digests import Digest, hex_of
 from lockgate.core.errors import IntegrityError
@@ -28,6 +30,7 @@ MAX_OBJECT = 256 * 1024 * 1024
 MAX_SOURCE = 64 * 1024 * 1024
 _MAX_DEPS = 64
 _MAX_PARTS = 4096
+_MOST = 2**32 - 1
 _HEAD = struct.Struct("<4B3I8s")
 _PART = struct.Struct("<5I")
 HEAD_BYTES = _HEAD.size
@@ -89,33 +92,45 @@ def parse(data: bytes | memoryview, *, check: bool = True) -> Frame:
     form, codec, deps, depth, parts, size, length, checksum = _HEAD.unpack_from(view)
     at = _HEAD.size + 32 * deps
     body = at + _PART.size * parts
-    if form != _FORMAT or codec >= len(NAMES) or size > MAX_OBJECT:
-        raise _unsound(f"format {form}, codec {codec}, {size} bytes")
-    if deps > _MAX_DEPS or parts > _MAX_PARTS or depth > MAX_DEPTH or bool(deps) != bool(depth):
-        raise _unsound(f"{deps} dependencies, {parts} parts, depth {depth}")
+    if form != _FORMAT or codec >= len(NAMES) or parts > _MAX_PARTS:
+        raise _unsound(f"format {form}, codec {codec}, {parts} parts")
     if body + length != len(view):
         raise _unsound(f"it has {len(view)} bytes, not {body + length}")
     found = blake3(_HEAD.pack(form, codec, deps, depth, parts, size, length, bytes(8)))
     if check and found.update(view[_HEAD.size :]).digest()[:8] != checksum:
         raise _unsound("its bytes do not have its checksum")
-    return Frame(
+    frame = Frame(
         codec=codec,
         size=size,
         depth=depth,
         deps=tuple(_digest(view[i : i + 32]) for i in range(_HEAD.size, at, 32)),
-        parts=tuple(_part(view, i, deps) for i in range(at, body, _PART.size)),
+        parts=tuple(_part(view, i) for i in range(at, body, _PART.size)),
         payload=view[body:],
     )
+    check_limits(frame)
+    return frame
+
+
+def check_limits(frame: Frame) -> None:
+    """Raises IntegrityError for a frame that `parse` refuses, whatever its bytes are."""
+    deps, parts, depth = len(frame.deps), len(frame.parts), frame.depth
+    if deps > _MAX_DEPS or parts > _MAX_PARTS or depth > MAX_DEPTH or bool(deps) != bool(depth):
+        raise _unsound(f"{deps} dependencies, {parts} parts, depth {depth}")
+    if frame.size > MAX_OBJECT or sum(part.block * part.count for part in frame.parts) > MAX_SOURCE:
+        raise _unsound("it or its source is too large")
+    if any(part.block < 1 or part.count < 1 or part.stride > _MOST for part in frame.parts):
+        raise _unsound("a part of its source is empty")
+    order = [0, *(part.dep for part in frame.parts), max(deps - 1, 0)]
+    if any(before > after for before, after in pairwise(order)):
+        raise _unsound("the parts of its source are not in the order of its dependencies")
 
 
 def _digest(raw: memoryview) -> Digest:
     return Digest("blake3:" + raw.hex())
 
 
-def _part(view: memoryview, at: int, deps: int) -> Part:
+def _part(view: memoryview, at: int) -> Part:
     dep, begin, block, stride, count = _PART.unpack_from(view, at)
-    if dep >= deps or not block or not count:
-        raise _unsound("a part of its source is empty or of no dependency")
     return Part(dep=dep, begin=begin, block=block, stride=stride, count=count)
 
 
@@ -126,27 +141,36 @@ def source_of(frame: Frame, fetch: Fetch) -> Buffer:
     """
     if not frame.deps:
         raise _unsound("its codec needs a source and it names none")
-    if not frame.parts:
-        return fetch(frame.deps[0])
-    if sum(part.block * part.count for part in frame.parts) > MAX_SOURCE:
+    if frame.parts:
+        return gather(frame.deps, frame.parts, fetch)
+    source = fetch(frame.deps[0])
+    if len(source) > MAX_SOURCE:
         raise _unsound("its source is too large")
-    return gather([fetch(digest) for digest in frame.deps], frame.parts)
+    return source
 
 
-def gather(found: Sequence[Buffer], parts: Sequence[Part]) -> Buffer:
-    """Returns the parts of the dependencies, one after the other; raises IntegrityError."""
-    pieces: list[memoryview] = []
-    for part in parts:
-        data = memoryview(found[part.dep])
-        if part.begin + (part.count - 1) * part.stride + part.block > len(data):
-            raise _unsound("a part of its source is outside of its dependency")
-        if part.stride == part.block:
-            pieces.append(data[part.begin : part.begin + part.block * part.count])
-            continue
-        for i in range(part.count):
-            begin = part.begin + i * part.stride
-            pieces.append(data[begin : begin + part.block])
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+def gather(deps: Sequence[Digest], parts: Sequence[Part], fetch: Fetch) -> Buffer:
+    """Returns the parts of the dependencies, one after the other; raises IntegrityError.
+
+    Each dependency is fetched once, and all but what is taken of it let go before the next.
+    """
+    if len(parts) == 1:
+        return _cut(memoryview(fetch(deps[parts[0].dep])), parts[0])
+    pieces: list[bytes] = []
+    for dep, some in groupby(parts, key=lambda part: part.dep):
+        data = memoryview(fetch(deps[dep]))
+        pieces += [bytes(_cut(data, part)) for part in some]
+    return b"".join(pieces)
+
+
+def _cut(data: memoryview, part: Part) -> Buffer:
+    end = part.begin + (part.count - 1) * part.stride + part.block
+    if end > len(data):
+        raise _unsound("a part of its source is outside of its dependency")
+    if part.stride == part.block:
+        return data[part.begin : end]
+    inside = np.frombuffer(data, np.uint8)[part.begin : end]
+    return as_strided(inside, (part.count, part.block), (part.stride, 1), writeable=False).tobytes()
 
 
 def same(one: Buffer, other: Buffer) -> bool:

@@ -43,7 +43,8 @@ def predict(
         raise ValueError("its factors are not described")
     columns, scale = _HEAD.unpack_from(parameters)
     row = columns * WIDTHS[kind]
-    if not columns or len(source) % row or not len(factors) or len(factors) % (2 * columns):
+    fits = columns >= _LEAST_COLUMNS and len(source) % row == 0 and np.isfinite(scale)
+    if not fits or not len(factors) or len(factors) % (2 * columns):
         raise ValueError("its factors do not fit its source")
     rows, rank = len(source) // row, len(factors) // (2 * columns)
     if rank > _MAX_RANK:
@@ -67,6 +68,7 @@ def _moved(
     return found.astype(plain.dtype).tobytes()
 
 
+@np.errstate(all="ignore")
 def fit(data: Buffer, source: Buffer, kind: int, columns: int) -> bytes | None:
     """Returns the shared factors of a piece of whole rows, None where the change has no low rank.
 
@@ -125,6 +127,7 @@ def _pivots(rows: Matrix) -> list[int]:
     return chosen[:rank] if gaps[rank - 1] >= _GAP else []
 
 
+@np.errstate(all="ignore")
 def project(
     data: Buffer, source: Buffer, kind: int, columns: int, factors: Buffer, kernel: Kernel
 ) -> bytes | None:
@@ -153,10 +156,16 @@ def _change(data: Buffer, source: Buffer, kind: int, columns: int) -> tuple[Matr
 
 
 def _solve(change: Matrix, weight: Matrix, right: Matrix) -> Matrix:
-    """Returns, for each row, the coefficients of `right` that fit it best under its weights."""
+    """Returns, for each row, the coefficients of `right` that fit it best under its weights.
+
+    They are NaN where LAPACK finds none.
+    """
     rank = len(right)
     pairs = (right[:, None, :] * right[None, :, :]).reshape(rank * rank, -1)
     normal = (weight @ pairs.T).reshape(-1, rank, rank)
     normal += np.eye(rank) * (1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-300)
     aim = (weight * change) @ right.T
-    return np.asarray(np.linalg.solve(normal, aim[:, :, None])[:, :, 0], np.float64)
+    try:
+        return np.asarray(np.linalg.solve(normal, aim[:, :, None])[:, :, 0], np.float64)
+    except np.linalg.LinAlgError:
+        return np.full_like(aim, np.nan)

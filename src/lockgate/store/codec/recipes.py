@@ -23,24 +23,34 @@ ROWS_INT8, ROWS_SCALE, Q8_0 = 1, 2, 3
 _QUANTIZE = struct.Struct("<BBI")
 Buffer = bytes | bytearray | memoryview
 Wide = NDArray[np.float32]
+_NAN = np.float32(np.nan)
 
 
 def widen(data: Buffer, kind: int) -> Wide:
-    """Returns floats of `kind` as float32, exactly."""
+    """Returns floats of `kind` as float32, exactly; of what is no number, one NaN for all.
+
+    Machines differ in what they make of a NaN's other bits, so that none of these may matter.
+    """
     if kind == F32:
         return np.frombuffer(data, "<f4")
     if kind == F16:
-        return np.frombuffer(data, "<f2").astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            wide = np.frombuffer(data, "<f2").astype(np.float32)
+        return np.where(np.isnan(wide), _NAN, wide)
     return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 def narrow(values: Wide, kind: int) -> bytes:
-    """Returns float32 values as floats of `kind`, rounded to nearest, ties to even."""
+    """Returns float32 values as floats of `kind`, rounded to nearest, ties to even.
+
+    What is no number becomes the NaN of a half that is positive and quiet and says no more.
+    """
     if kind == F32:
         return values.astype("<f4").tobytes()
     if kind == F16:
-        with np.errstate(over="ignore"):
-            return values.astype("<f2").tobytes()
+        with np.errstate(all="ignore"):
+            half = values.astype("<f2").view("<u2")
+        return np.where(np.isnan(values), 0x7E00, half).astype("<u2").tobytes()
     bits = values.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype("<u2").tobytes()
@@ -64,8 +74,9 @@ def quantize(source: Buffer, payload: Buffer) -> bytes:
     if not whole or rule not in (ROWS_INT8, ROWS_SCALE, Q8_0):
         raise IntegrityError("a stored frame's quantization does not fit its source")
     rows = widen(source, kind).reshape(-1, columns)
-    with np.errstate(all="ignore"):
-        return _q8_0(rows) if rule == Q8_0 else _by_row(rows, rule)
+    if not np.isfinite(rows).all() or (rule == Q8_0 and columns % 32):
+        raise IntegrityError("a stored frame's quantization is of no numbers")
+    return _q8_0(rows) if rule == Q8_0 else _by_row(rows, rule)
 
 
 def _by_row(rows: Wide, rule: int) -> bytes:
@@ -81,11 +92,15 @@ def _q8_0(rows: Wide) -> bytes:
     """Returns blocks of a float16 scale and 32 int8, as GGML's reference quantizer makes them."""
     blocks = rows.reshape(-1, 32)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-    scaled = blocks * inverse
+    with np.errstate(all="ignore"):
+        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+        scaled = blocks * inverse
+        halves = scale.astype("<f2")
+    if not np.isfinite(scaled).all() or not np.isfinite(halves).all():
+        raise IntegrityError("a stored frame's quantization is of numbers too small or too large")
     away = np.floor(np.abs(scaled) + np.float32(0.5)) * np.sign(scaled)
     out = np.empty((len(blocks), 34), np.uint8)
-    out[:, :2] = scale.astype("<f2").view(np.uint8).reshape(-1, 2)
+    out[:, :2] = halves.view(np.uint8).reshape(-1, 2)
     out[:, 2:] = away.astype(np.int8).view(np.uint8)
     return out.tobytes()
 

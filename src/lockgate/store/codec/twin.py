@@ -148,7 +148,7 @@ def _contexts_of(expected: Ints, origin: int, step: int, contexts: int) -> rans.
 
 
 def _spread(classes: rans.Bytes, group: int, count: int, shifts: Ints) -> Ints:
-    return np.repeat(classes.astype(np.int64), group)[:count] - 2 * shifts
+    return np.repeat(classes.astype(np.int64), min(group, count))[:count] - 2 * shifts
 
 
 def _tokens(difference: Ints, kind: Kind) -> tuple[rans.Bytes, Ints, Ints]:
@@ -195,8 +195,8 @@ def delta_encode(
     del scratch, level
     what = KINDS[kind]
     x, b = _elements(data, what), _elements(base, what)
-    if x.size != b.size or not 0 < group <= rans.MAX_ELEMENTS:
-        raise ValueError("the base has another size than the data, or the group is 0")
+    if x.size != b.size or not 0 < group <= rans.MAX_GROUP:
+        raise ValueError("the base has another size than the data, or the group is none")
     difference = _subtract(x, b, what)
     reference = _reference(b, what)
     shifts = _shifts(b, reference, what)
@@ -221,7 +221,7 @@ def delta_decode(
         raise ValueError("the base has another size than the data")
     stated, contexts, step, reference, origin, group = struct.unpack("<4BHI", data.take(10))
     sound = stated == kind and 1 <= contexts <= rans.MAX_CONTEXTS and step <= 8
-    if not sound or origin >= _SPREAD or not 0 < group <= rans.MAX_ELEMENTS:
+    if not sound or origin >= _SPREAD or not 0 < group <= rans.MAX_GROUP:
         raise ValueError(rans.CORRUPT)
     classes = rans.decode_array(data, -(-b.size // group))
     shifts = _shifts(b, reference, what)

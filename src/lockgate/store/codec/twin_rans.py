@@ -18,6 +18,7 @@ SCALE = 1 << SCALE_BITS
 LOW = 1 << 15
 MAX_CONTEXTS = 32
 MAX_ELEMENTS = 1 << 26
+MAX_GROUP = 1 << 20
 CORRUPT = "the frame is corrupt"
 
 Bytes = NDArray[np.uint8]
@@ -45,6 +46,10 @@ class Input:
     def rest(self) -> memoryview:
         """Returns what is left."""
         return self.take(len(self._data) - self._at)
+
+
+def _lanes_for(count: int) -> int:
+    return 4 if count < 8192 else 64
 
 
 def normalise(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -118,7 +123,7 @@ def encode(symbols: Bytes, contexts_of: Bytes | None, contexts: int) -> bytes:
     freqs = np.stack([normalise(row) for row in counts])
     starts = np.cumsum(freqs, axis=1) - freqs
     log = _segment_log(counts.ravel(), freqs.ravel(), count)
-    lanes = 4 if count < 8192 else 64
+    lanes = _lanes_for(count)
     size = 1 << log
     whole = count // size
     freq = freqs.ravel()[keys].astype(np.uint64)
@@ -173,7 +178,7 @@ def open_block(data: Input, count: int, contexts: int) -> Block:
     lanes, log = data.number(1), data.number(1)
     if count > MAX_ELEMENTS or not 1 <= contexts <= MAX_CONTEXTS:
         raise ValueError(CORRUPT)
-    if lanes not in (4, 64) or not 13 <= log <= 20:
+    if lanes != _lanes_for(count) or not 13 <= log <= 20:
         raise ValueError(CORRUPT)
     tables = [_take_table(data) for _ in range(contexts)]
     freq, bias, symbol = (np.concatenate(parts) for parts in zip(*tables, strict=True))

@@ -80,9 +80,14 @@ void *lg_alloc(lg_arena *arena, size_t size)
     return found;
 }
 
+/* Of n <= size elements, the most is taken by lg_delta_encode: tokens and contexts 2 n + 1, classes
+ * n + 1 at most; then lg_rans_encode: tables 4 * 4 * 256 * LG_MAX_CONTEXTS = 2^17, and words of one
+ * segment, 2 * (2^20 + LG_MAX_LANES). With 63 to align each of the four that is less than
+ * 3 n + 2^21 + 2^18. Planes take size + 1 instead of the first two; decoding has tables of
+ * 4 * LG_SCALE * LG_MAX_CONTEXTS = 2^18 besides the classes or the planes. */
 size_t lg_arena_size(size_t size)
 {
-    return 6 * size + (4u << 20);
+    return 3 * size + (3u << 20);
 }
 
 size_t lg_width(int kind)

@@ -152,11 +152,7 @@ static int take_bits(bit_reader *r, uint32_t count, uint32_t *value)
     size_t byte = (size_t)(r->at >> 3), left = (size_t)(r->end >> 3) - byte;
     if (count > r->end - r->at) return LG_CORRUPT;
     if (left >= 8) {
-        const uint8_t *p = r->data + byte;
-        memcpy(&raw, p, 8);
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-        raw = __builtin_bswap64(raw);
-#endif
+        memcpy(&raw, r->data + byte, 8);
     } else {
         for (size_t i = 0; i < left; i++) raw |= (uint64_t)r->data[byte + i] << (8 * i);
     }
@@ -180,7 +176,8 @@ INLINE uint32_t greatest(const uint8_t *base, size_t count, int kind)
     return top;
 }
 
-/* The sum of the differences as if at one exponent; of a quarter of the elements in a large group. */
+/* The sum of the differences as if at one exponent; of a quarter of the elements in a large group. A
+ * difference is 2^31 at most, 2^39 once moved, and a group has LG_MAX_GROUP / 4 of them: 2^57. */
 INLINE uint64_t weigh(const uint8_t *data, const uint8_t *base, size_t begin, size_t end, uint32_t reference,
                       int kind)
 {
@@ -584,7 +581,7 @@ static int take_model(lg_input *in, model *m, size_t count, lg_arena *arena, int
         return LG_CORRUPT;
     if ((int)kind != m->kind || contexts < 1 || contexts > LG_MAX_CONTEXTS || step > 8 || origin >= SPREAD)
         return LG_CORRUPT;
-    if (m->group < 1 || m->group > LG_MAX_ELEMENTS) return LG_CORRUPT;
+    if (m->group < 1 || m->group > LG_MAX_GROUP) return LG_CORRUPT;
     m->contexts = (int)contexts;
     m->step = (int)step;
     m->origin = (int)origin - SHIFT;

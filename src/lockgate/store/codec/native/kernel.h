@@ -9,6 +9,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "elements are read as they lie in memory, little-endian; elsewhere the NumPy twin does the work"
+#endif
+
 enum { LG_OK = 0, LG_CORRUPT = -1, LG_NOMEM = -2 };
 
 /* How the bits of an element are ordered and where its exponent is. */
@@ -25,6 +29,7 @@ enum { LG_SCALAR = 0, LG_AVX2 = 1, LG_AVX512 = 2 };
 #define LG_SCALE (1 << LG_SCALE_BITS)
 #define LG_LOW (1u << 15)          /* the least value of a coder's state */
 #define LG_MAX_ELEMENTS (1u << 26) /* of one frame */
+#define LG_MAX_GROUP (1u << 20)    /* so that the sums of a group fit in 64 bits */
 
 /* A growing byte string; `failed` once memory ran out. */
 typedef struct {
@@ -60,7 +65,7 @@ typedef struct {
 
 int lg_best_level(void);
 size_t lg_width(int kind);
-/* The arena that any call on `size` bytes of elements is content with. */
+/* The arena that any call on `size` bytes of elements is content with. It must not overlap with data. */
 size_t lg_arena_size(size_t size);
 
 /* bytes.c */

@@ -50,8 +50,8 @@ static PyObject *delta_encode(PyObject *self, PyObject *args)
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*iIw*i", &data, &base, &kind, &group, &scratch, &level)) return NULL;
     if (whole(&data, kind, &count)) goto wrong;
-    if (base.len != data.len || !group || group > LG_MAX_ELEMENTS) {
-        PyErr_SetString(PyExc_ValueError, "the base has another size than the data, or the group is 0");
+    if (base.len != data.len || !group || group > LG_MAX_GROUP) {
+        PyErr_SetString(PyExc_ValueError, "the base has another size than the data, or the group is none");
         goto wrong;
     }
     Py_BEGIN_ALLOW_THREADS

@@ -12,6 +12,8 @@
 
 #define WORDS_AHEAD 80 /* words that a step of 64 may read before it looks at the end */
 
+static uint32_t lanes_for(size_t count) { return count < 8192 ? 4 : 64; }
+
 /* ---- tables ---- */
 
 /* Scales counts to frequencies that sum to LG_SCALE, each counted symbol at least 1. */
@@ -171,7 +173,7 @@ TARGET_512 static inline uint16_t *push_16(__m512i *state, const uint32_t *table
     _mm256_mask_storeu_epi16(head, (__mmask16)((1u << many) - 1),
                              _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(out, x)));
     x = _mm512_mask_srli_epi32(x, out, x, 16);
-    /* x < freq * 2^19, so the quotient has 19 bits and a float is off by one at most */
+    /* x < freq * 2^20, so the quotient has 20 bits and a float's is off by one at most */
     __m512i q = _mm512_cvttps_epi32(_mm512_div_ps(_mm512_cvtepi32_ps(x), _mm512_cvtepi32_ps(freq)));
     __m512i r = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, freq));
     __mmask16 under = _mm512_movepi32_mask(r);
@@ -220,11 +222,6 @@ static int put_segment(lg_bytes *out, const uint32_t *table, const uint8_t *symb
     (void)level;
     head = push_scalar(state, table, symbols, contexts_of, 0, whole, lanes, head);
     for (uint32_t lane = 0; lane < lanes; lane++) lg_put_u32(out, state[lane]);
-    for (uint16_t *word = head; word < end; word++) { /* written little-endian on any machine */
-        uint16_t value = *word;
-        uint8_t raw[2] = {(uint8_t)value, (uint8_t)(value >> 8)};
-        memcpy(word, raw, 2);
-    }
     lg_put(out, head, (size_t)(end - head) * 2);
     return out->failed ? LG_NOMEM : LG_OK;
 }
@@ -275,7 +272,7 @@ int lg_rans_encode(lg_bytes *out, const uint8_t *symbols, const uint8_t *context
                    int contexts, lg_arena arena, int level)
 {
     workspace *work = lg_alloc(&arena, sizeof *work);
-    uint32_t lanes = count < 8192 ? 4 : 64;
+    uint32_t lanes = lanes_for(count);
     int status = work ? LG_OK : LG_NOMEM;
     uint16_t *words = NULL;
     if (!status) {
@@ -317,7 +314,7 @@ int lg_rans_open(lg_rans *block, lg_input *in, size_t count, int contexts, lg_ar
     memset(block, 0, sizeof *block);
     if (count > LG_MAX_ELEMENTS || contexts < 1 || contexts > LG_MAX_CONTEXTS) return LG_CORRUPT;
     if (lg_take_u8(in, &lanes) || lg_take_u8(in, &log)) return LG_CORRUPT;
-    if ((lanes != 4 && lanes != 64) || log < 13 || log > 20) return LG_CORRUPT;
+    if (lanes != lanes_for(count) || log < 13 || log > 20) return LG_CORRUPT;
     block->lanes = lanes;
     block->segment_size = 1u << log;
     block->count = (uint32_t)count;
