@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ from lockgate.core.names import check_release
 from lockgate.registry.bases import Shapes
 from lockgate.registry.catalog import Version
 from lockgate.registry.service import Details, Published
-from lockgate.store.api import Object
+from lockgate.store.api import Object, Objects
 from lockgate.store.frames import pack
 
 Json = dict[str, Any]
@@ -44,6 +46,7 @@ class Client:
         if actor:
             headers["lockgate-actor"] = actor.encode("ascii", "replace").decode().replace("?", "_")
         self.url = found.url
+        self._store = found.store
         self._http = httpx2.Client(
             base_url=f"{found.url}/api/v1", headers=headers, timeout=_TIMEOUT_S, trust_env=False
         )
@@ -162,6 +165,42 @@ class Client:
         )
         return Published(version=version, created=answer["created"])
 
+    def objects(self) -> Objects:
+        """Returns the server's objects: its store itself where that is near, else over HTTP.
+
+        A near store takes bytes without a detour through the server, which sees them at commit.
+        """
+        folder = self._store
+        if folder is None or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            return RemoteObjects(self)
+        from lockgate.store.blobs.open import open_blobs
+        from lockgate.store.packs import PackStore
+
+        return PackStore(open_blobs(str(folder)))
+
+    def stream(
+        self, path: str, body: object, report: Callable[[int, int], None] | None = None
+    ) -> Json:
+        """Returns the last line of a long answer; `report` gets what is done and the total.
+
+        Raises the error that it ends with.
+        """
+        last: Json = {}
+        with self._http.stream("POST", path, json=body, timeout=_LONG_S) as answer:
+            if answer.is_error:
+                answer.read()
+                raise _error(answer)
+            for line in answer.iter_lines():
+                last = json.loads(line)
+                if report and "total" in last:
+                    report(last["done"], last["total"])
+        if "error" in last:
+            raise _from_body(last["error"])
+        if "result" not in last:
+            raise TemporaryError("the server ended its answer too early", hint="try it again")
+        result: Json = last["result"]
+        return result
+
     def bases(self, model: str, shapes: Shapes, parents: Sequence[str]) -> list[Digest]:
         """See `Registry.bases`."""
         tensors = [[dtype, list(shape), count] for (dtype, shape), count in shapes.items()]
@@ -189,6 +228,10 @@ def _error(answer: httpx2.Response) -> LockgateError:
         problems = [Problem(**problem) for problem in body.get("problems", [])]
         return SpecError(problems, hint=hint)
     return error_class(code)(message, hint=hint)
+
+
+def _from_body(body: Json) -> LockgateError:
+    return error_class(str(body["code"]))(str(body["message"]), hint=body.get("hint"))
 
 
 class RemoteObjects:

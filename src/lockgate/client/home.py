@@ -17,10 +17,11 @@ START_HINT = "start one in this folder: lockgate serve"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A server's address and the token for it."""
+    """A server's address and the token for it; `store`: its store's folder, if it is near."""
 
     url: str
     token: str
+    store: Path | None = None
 
 
 def default_home() -> Path:
@@ -42,12 +43,15 @@ def find_server(home: Path, url: str | None = None) -> Server:
     """
     token = os.environ.get("LOCKGATE_TOKEN") or _read(home / "token")
     url = url or os.environ.get("LOCKGATE_SERVER")
+    store = None
     if url is None:
         text = _read(home / SERVER_FILE)
         if text is None:
             raise NotFoundError(f"no server was started from {home}", hint=START_HINT)
         try:
-            url = str(json.loads(text)["url"])
+            body = json.loads(text)
+            url = str(body["url"])
+            store = Path(body["store"]) if body.get("store") else None
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
                 f"{home / SERVER_FILE} can't be read", hint="start the server again: lockgate serve"
@@ -58,7 +62,7 @@ def find_server(home: Path, url: str | None = None) -> Server:
         )
     if not re.fullmatch(r"https?://(\[[0-9a-fA-F:]+\]|[^\s/:\[\]]+)(:\d{1,5})?/*", url):
         raise UsageError(f"{url!r} is not a server's address", hint="write it as http://host:port")
-    return Server(url=url.rstrip("/"), token=token)
+    return Server(url=url.rstrip("/"), token=token, store=store)
 
 
 def _read(path: Path) -> str | None:

@@ -142,6 +142,16 @@ class SqliteLedger:
                 (lease.name, lease.holder, lease.generation),
             )
 
+    def copy(self) -> tuple[bytes, int]:
+        """Returns the whole ledger as a database file of its own, and its last position."""
+        with _translated(self._path), self._lock:
+            twin = sqlite3.connect(":memory:")
+            try:
+                self._db.backup(twin)
+                return twin.serialize(), _head(twin).position
+            finally:
+                twin.close()
+
     def close(self) -> None:
         """See `Ledger.close`."""
         with self._lock:

@@ -8,6 +8,7 @@ import shutil
 import threading
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,13 @@ class Damage:
 
 
 def restore(
-    manifest: Manifest, folder: Path, objects: Objects, report: Report | None = None
-) -> None:
+    manifest: Manifest, folder: Path, objects: Objects, report: Report | None = None,
+    links: Mapping[str, Path] | None = None,
+) -> None:  # fmt: skip
     """Writes the version to `folder`, which appears whole or not at all, every byte checked.
+
+    `links`: files that are known to have the content of a path of the version; they are linked or
+    cloned instead of written.
 
     Raises ConflictError when `folder` has something in it, IntegrityError or NotFoundError, naming
     the file, when the store lost a byte of it, UsageError on a full disk.
@@ -51,7 +56,7 @@ def restore(
     draft = folder.parent / f".{folder.name[:40]}.{uuid.uuid4().hex[:12]}.part"
     try:
         draft.mkdir()
-        _write_all(manifest, draft, objects, Teller(manifest, "restore", report))
+        _write_all(manifest, draft, objects, Teller(manifest, "restore", report), links or {})
         if folder.exists():
             folder.rmdir()
         draft.rename(folder)
@@ -95,16 +100,33 @@ class Teller:
             )
 
 
-def _write_all(manifest: Manifest, draft: Path, objects: Objects, teller: Teller) -> None:
+def _write_all(
+    manifest: Manifest, draft: Path, objects: Objects, teller: Teller, links: Mapping[str, Path]
+) -> None:
     for name in manifest.folders:
         (draft / name).mkdir(parents=True)
     with ThreadPoolExecutor(max(2, min(_MAX_WORKERS, os.cpu_count() or 1))) as pool:
         try:
             for artifact in manifest.artifacts:
-                _write_file(artifact, draft / artifact.path, objects, teller, pool)
+                if not _link(links.get(artifact.path), draft / artifact.path):
+                    _write_file(artifact, draft / artifact.path, objects, teller, pool)
+                    continue
+                teller.more(artifact.size, artifact.path, file_done=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _link(source: Path | None, path: Path) -> bool:
+    """Makes `path` a hard link to `source`; says whether that could be done."""
+    if source is None:
+        return False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.hardlink_to(source)
+    except OSError:
+        return False
+    return True
 
 
 def _write_file(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from lockgate.core import canonical
@@ -203,14 +204,28 @@ class Registry:
         While the manifest of any version can't be read nothing is removed: it might name them.
         """
         with self._lock:
-            named: set[str] = set()
-            for model in self.models().values():
-                for version in model.versions:
-                    named.add(version.digest)
-                    try:
-                        named.update(self.manifest(version.digest).objects())
-                    except (NotFoundError, IntegrityError):
-                        return 0
+            try:
+                named = self.named()
+            except (NotFoundError, IntegrityError):
+                return 0
             loose = [digest for digest in digests if digest not in named]
             self.objects.discard(loose)
             return len(loose)
+
+    def named(self) -> set[Digest]:
+        """Returns every object that a version names, its manifest included.
+
+        Raises NotFoundError or IntegrityError when a manifest can't be read.
+        """
+        named: set[Digest] = set()
+        for model in self.models().values():
+            for version in model.versions:
+                named.add(Digest(version.digest))
+                named.update(self.manifest(version.digest).objects())
+        return named
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Holds back commits for as long as the block runs."""
+        with self._lock:
+            yield

@@ -22,6 +22,9 @@ _RANGES = {
     "keep_samples_s": (60.0, 3.2e9),
     "stream_idle_s": (1.0, 86_400.0),
     "first_byte_timeout_s": (0.1, 86_400.0),
+    "store_cache_bytes": (0, 2**60),
+    "hot_bytes": (0, 2**60),
+    "gc_grace_s": (0.0, 3.2e9),
 }
 
 
@@ -34,7 +37,12 @@ class Settings:
     `tick_s`: seconds between two looks of the engine. `keep_samples_s`: how long per-request rows
     are kept. `stream_idle_s`: how long a stream may be silent; `first_byte_timeout_s`: how long a
     replica may be, before another one is tried. `stop_replicas`: false leaves replicas and proxy
-    running when the server is stopped, for the next one to adopt.
+    running when the server is stopped, for the next one to adopt. `store`: a folder or a URL
+    (`s3://bucket/prefix`) for the packs, `store/` in the home folder when empty; `store_endpoint`,
+    `store_region`, `store_allow_http`: how to reach it; `store_cache_bytes`: how much of it is
+    kept on this machine's disk; `store_key_file`: encrypts it. `hot_bytes`: how many bytes of
+    versions that serve no more stay decoded, so that going back moves nothing. `gc_grace_s`: how
+    long garbage stays.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +55,14 @@ class Settings:
     stream_idle_s: float = 600.0
     first_byte_timeout_s: float = 300.0
     stop_replicas: bool = True
+    store: str = ""
+    store_endpoint: str = ""
+    store_region: str = ""
+    store_allow_http: bool = False
+    store_cache_bytes: int = 0
+    store_key_file: str = ""
+    hot_bytes: int = 200_000_000_000
+    gc_grace_s: float = 86_400.0
 
 
 def load_settings(home: Path, **overrides: object) -> Settings:

@@ -15,7 +15,7 @@ import uvicorn
 from lockgate.core.errors import UsageError
 from lockgate.server.app import create_app
 from lockgate.server.config import Settings
-from lockgate.server.wiring import Control
+from lockgate.server.wiring import Control, near_store
 from lockgate.store.durable import write_durably
 
 SERVER_FILE = "server.json"
@@ -37,7 +37,7 @@ def run_server(home: Path, settings: Settings, *, tell: Callable[[str], None]) -
         control = Control(home, settings)
         try:
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
-            body = {"url": url, "gateway": control.gateway.address}
+            body = {"url": url, "gateway": control.gateway.address, "store": near_store(home, settings)}
             write_durably(home / SERVER_FILE, json.dumps(body).encode(), home)
             control.start()
             tell(f"lockgate serves at {url}, callers at {control.gateway.address}")

@@ -18,6 +18,7 @@ from lockgate.gateway.envoy import EnvoyGateway, EnvoyOptions
 from lockgate.host.detached import Lock
 from lockgate.ledger.sqlite import SqliteLedger
 from lockgate.observe.sqlite import SqliteSamples
+from lockgate.registry.keep.keeper import Keeper
 from lockgate.registry.service import Registry
 from lockgate.release.act import Ports
 from lockgate.release.commands import Commands
@@ -25,7 +26,9 @@ from lockgate.release.loop import Engine, Tools
 from lockgate.server.access import ensure_token
 from lockgate.server.config import Settings, run_folder
 from lockgate.server.versions import Versions
-from lockgate.store.blobs.local import LocalBlobs
+from lockgate.store.blobs.api import BackendOptions, Blobs
+from lockgate.store.blobs.open import open_blobs
+from lockgate.store.pack import FOLDER
 from lockgate.store.packs import PackStore
 
 _PRUNE_EVERY_S = 3600.0
@@ -48,8 +51,11 @@ class Control:
         self.token = ensure_token(home)
         self.ledger = SqliteLedger(home / "ledger.db")
         self.samples = SqliteSamples(home / "samples.db")
-        self.registry = Registry(self.ledger, PackStore(LocalBlobs(home / "store")), self.clock)
-        self._versions = Versions(home / "versions", self.registry)
+        self.store = PackStore(open_store(home, settings))
+        self.registry = Registry(self.ledger, self.store, self.clock)
+        self.keeper = Keeper(self.registry, self.store, self.clock, self.ledger.copy)
+        self._versions = Versions(home / "versions", self.registry, hot_bytes=settings.hot_bytes)
+        self.store.near = self._versions.read
         self.gateway = self._gateway()
         try:
             self.fleet = LocalFleet(
@@ -58,6 +64,7 @@ class Control:
         except BaseException:
             self.gateway.close(stop=False)
             raise
+        self._versions.adopt({replica.version for replica in self.fleet.replicas()})
         tools = Tools(
             ledger=self.ledger,
             leases=self.ledger,
@@ -113,6 +120,7 @@ class Control:
         with ExitStack() as last:  # each step is taken, whatever became of the one before
             last.callback(self._owner.release)
             last.callback(self.ledger.close)
+            last.callback(self.store.close)
             last.callback(self.samples.close)
             last.callback(self.fleet.close, stop=stop)
             if stop:
@@ -122,6 +130,30 @@ class Control:
             self._stop.set()
             if self._loop.ident is not None:
                 self._loop.join()
+
+
+def open_store(home: Path, settings: Settings) -> Blobs:
+    """Returns the backend of the store: where the settings say, or `store/` in the home folder."""
+    return open_blobs(
+        settings.store or str(home / "store"),
+        BackendOptions(
+            endpoint=settings.store_endpoint or None,
+            region=settings.store_region or None,
+            allow_http=settings.store_allow_http,
+            cache_folder=home / "cache" if settings.store_cache_bytes else None,
+            cache_bytes=settings.store_cache_bytes or 1,
+            cache_only=(FOLDER,),
+            key_file=Path(settings.store_key_file) if settings.store_key_file else None,
+        ),
+    )
+
+
+def near_store(home: Path, settings: Settings) -> str | None:
+    """Returns the folder where a client on this machine may store by itself, None for no such."""
+    plain = not (settings.store_cache_bytes or settings.store_key_file)
+    if not plain or "://" in settings.store or settings.store.startswith("memory:"):
+        return None
+    return str(Path(settings.store or home / "store").resolve())
 
 
 def _own(home: Path) -> Lock:

@@ -97,8 +97,11 @@ def dependencies(entries: Entries, deps: bytes) -> Iterable[tuple[Digest, tuple[
     at = 0
     for entry in entries:
         many = int(entry["deps"])
-        yield to_digest(entry["digest"]), tuple(
-            Digest("blake3:" + deps[at + 32 * i : at + 32 * i + 32].hex()) for i in range(many)
+        yield (
+            to_digest(entry["digest"]),
+            tuple(
+                Digest("blake3:" + deps[at + 32 * i : at + 32 * i + 32].hex()) for i in range(many)
+            ),
         )
         at += 32 * many
 

@@ -6,14 +6,13 @@ files of wire frames: each object's digest and stored frame, bases before what i
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lockgate.core import canonical
 from lockgate.core.codec import to_json
@@ -176,7 +175,7 @@ def _take(
             file = archive.extractfile(member)
             if file is None or not member.isreg() or not member.name.startswith("frames/"):
                 raise IntegrityError(f"the bundle holds {member.name!r}, which is no frames")
-            for digest, data in _frames(io.BufferedReader(file)):  # type: ignore[type-var]
+            for digest, data in _frames(file):
                 count += 1
                 if report:
                     report(count, max(total, count))
@@ -192,7 +191,7 @@ def _take(
         raise IntegrityError(f"the bundle is not sound: {error.message}") from error
 
 
-def _frames(file: io.BufferedReader) -> Iterator[tuple[Digest, bytes]]:
+def _frames(file: IO[bytes]) -> Iterator[tuple[Digest, bytes]]:
     while head := file.read(_HEAD.size):
         if len(head) < _HEAD.size:
             raise IntegrityError("it ends inside a frame's head")
