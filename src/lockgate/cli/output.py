@@ -15,7 +15,14 @@ from typing import IO, Literal
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -120,6 +127,14 @@ class Output:
                 )
 
             yield report
+
+    @contextmanager
+    def counting(self, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """Shows how many `unit` of all are done while a long work reports."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=self._err, disable=not self.live, transient=True) as bar:
+            task = bar.add_task(unit, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
 
     @contextmanager
     def watching(self) -> Iterator[Callable[[RenderableType], None]]:

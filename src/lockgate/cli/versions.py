@@ -42,7 +42,6 @@ def publish(
 
     The same content again is the same version. A publish that was interrupted goes on.
     """
-    from lockgate.client.client import RemoteObjects
     from lockgate.registry.environment import build_environment, key_packages
     from lockgate.registry.environment import source_revision as git_revision
     from lockgate.registry.publish import publish as recipe
@@ -50,6 +49,7 @@ def publish(
 
     check_model(model)
     with ctx.client() as client, ctx.output.progress() as report:
+        objects = client.objects()
         details = Details(
             environment=build_environment(),
             dependencies=key_packages(),
@@ -60,7 +60,7 @@ def publish(
         done = recipe(
             folder,
             model,
-            objects=RemoteObjects(client),
+            objects=objects,
             shelf=client,
             details=details,
             actor=ctx.actor,
@@ -77,7 +77,9 @@ def publish(
         ctx.output.say(f"{model} v{found.number}", style="bold green")
         ctx.output.say(f"  digest   {found.digest}")
         ctx.output.say(f"  files    {found.artifacts} ({found.tensors} tensors)")
-        ctx.output.say(f"  bytes    {size(found.bytes_new)} new, {size(shared)} shared")
+        stored = getattr(objects, "stored", None)  # only a near store knows
+        as_frames = "" if stored is None else f", stored in {size(stored)}"
+        ctx.output.say(f"  bytes    {size(found.bytes_new)} new{as_frames}, {size(shared)} shared")
     else:
         ctx.output.say(f"{model} v{found.number} is this content already ({short(found.digest)})")
     ctx.output.hint(f"lockgate release {model} v{found.number} --to local")
@@ -233,11 +235,17 @@ def lineage(ctx: Context, model: str, version: str | None) -> None:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.argument("version", required=False)
+@click.option("--sample", type=click.FloatRange(0, 1, min_open=True), default=1.0,
+              help="Part of the whole store's objects to read [1].")  # fmt: skip
+@click.option("--seed", default=0, help="Which ones are picked [0].")
 @click.pass_obj
-def verify(ctx: Context, model: str, version: str | None) -> None:
-    """Read every byte of a VERSION of MODEL and compare it with its digest."""
+def verify(ctx: Context, model: str | None, version: str | None, sample: float, seed: int) -> None:
+    """Read every byte of a VERSION of MODEL, or of all versions, and compare it with its digest."""
+    if model is None:
+        _verify_all(ctx, sample, seed)
+        return
     name, chosen = _reference(model, version)
     with ctx.client() as client:
         found = client.get(f"/models/{name}/versions/{chosen}/damages")
@@ -246,9 +254,25 @@ def verify(ctx: Context, model: str, version: str | None) -> None:
         lines = "\n".join(f"  {damage['message']}" for damage in found["damages"])
         raise IntegrityError(
             f"{name} v{found['version']} is hurt in {len(found['damages'])} files:\n{lines}",
-            hint="publish the same folder again: what is missing or damaged is stored anew",
+            hint="lockgate repair takes it from a backup; publishing the folder again heals too",
         )
     ctx.output.say(f"{name} v{found['version']} is sound: every byte has its digest")
+
+
+def _verify_all(ctx: Context, sample: float, seed: int) -> None:
+    with ctx.client() as client, ctx.output.counting("objects") as report:
+        found = client.stream("/store/verify", {"sample": sample, "seed": seed}, report)
+    ctx.output.value(found)
+    if found["hurt"]:
+        lines = "\n".join(
+            f"  {h['model']} v{h['number']}  {h['path']}: {h['message']}"
+            for h in found["hurt"][:_SHOWN]
+        )
+        raise IntegrityError(
+            f"{len(found['hurt'])} files of versions are hurt:\n{lines}",
+            hint="lockgate repair takes what is damaged from a backup or another store",
+        )
+    ctx.output.say(f"{found['checked']} of {found['objects']} objects read: every one is sound")
 
 
 @click.command()
@@ -258,15 +282,14 @@ def verify(ctx: Context, model: str, version: str | None) -> None:
 @click.pass_obj
 def restore(ctx: Context, model: str, version: str, folder: Path) -> None:
     """Write a VERSION of MODEL to FOLDER (new or empty), bit for bit, every byte checked."""
-    from lockgate.client.client import RemoteObjects
     from lockgate.core.digests import Digest
     from lockgate.registry.manifest import parse
     from lockgate.registry.restore import restore as recipe
 
     with ctx.client() as client, ctx.output.progress() as report:
         found = client.get(f"/models/{check_model(model)}/versions/{version}")
-        objects = RemoteObjects(client)
-        manifest = parse(objects.get(Digest(found["digest"])))
+        objects = client.objects()
+        manifest = parse(bytes(objects.get(Digest(found["digest"]))))
         recipe(manifest, folder, objects, report)
     ctx.output.value({"folder": str(folder), "digest": found["digest"]}, quiet=folder)
     ctx.output.say(f"{model} v{found['number']} is in {folder} ({size(manifest.size)})")

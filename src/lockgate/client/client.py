@@ -15,6 +15,7 @@ from lockgate.client.home import START_HINT, Server, default_home, find_server
 from lockgate.core.codec import from_json, to_json
 from lockgate.core.digests import Digest, digest_of, parse_digest, short
 from lockgate.core.errors import (
+    ConflictError,
     DeadlineError,
     IntegrityError,
     LockgateError,
@@ -29,6 +30,7 @@ from lockgate.registry.bases import Shapes
 from lockgate.registry.catalog import Version
 from lockgate.registry.service import Details, Published
 from lockgate.store.api import Object, Objects
+from lockgate.store.durable import stream_durably
 from lockgate.store.frames import pack
 
 Json = dict[str, Any]
@@ -200,6 +202,28 @@ class Client:
             raise TemporaryError("the server ended its answer too early", hint="try it again")
         result: Json = last["result"]
         return result
+
+    def download(self, path: str, file: Path) -> None:
+        """Writes what is at `path` to `file`, which appears whole or not at all.
+
+        Raises ConflictError when the file is there already.
+        """
+        if file.exists():
+            raise ConflictError(f"{file} is there already", hint="name a file that is new")
+        with self._http.stream("GET", path, timeout=_LONG_S) as answer:
+            if answer.is_error:
+                answer.read()
+                raise _error(answer)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stream_durably(file, answer.iter_bytes(1 << 20), file.parent)
+
+    def upload(self, path: str, file: Path, **query: object) -> Json:
+        """Sends a file; returns the JSON answer."""
+        with file.open("rb") as source:
+            parts = iter(lambda: source.read(1 << 20), b"")
+            answer = self.request("POST", path, content=parts, query=query, timeout=_LONG_S)
+        found: Json = answer.json()
+        return found
 
     def bases(self, model: str, shapes: Shapes, parents: Sequence[str]) -> list[Digest]:
         """See `Registry.bases`."""

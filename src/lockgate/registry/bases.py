@@ -17,6 +17,7 @@ from lockgate.registry.scan import FolderPlan
 from lockgate.store.api import Grid, Source
 
 _MOST = 4
+_ALIKE = 2
 _ENDINGS = ("_scale", ".scale", ".weight_scale", "_scales", ".scales", ".absmax", ".qweight")
 Shapes = Mapping[tuple[str, tuple[int, ...]], int]
 
@@ -118,7 +119,7 @@ class Bases:
             shaped = self._shaped.get(key, [])
             same = shaped[place : place + 1] + shaped[:place][-1:] + shaped[place + 1 : place + 2]
         others = [source for source in found if source.grid != grid]
-        return tuple([*same, *others][:_MOST])
+        return (*same[:_ALIKE], *others[:_MOST])
 
 
 def _sources(manifest: Manifest) -> Iterator[tuple[str, Source]]:

@@ -154,7 +154,7 @@ def _write_file(
 
 def _write(handle: int, data: Buffer, artifact: Artifact, teller: Teller) -> None:
     view = memoryview(data)
-    while len(view):
+    while view:
         view = view[os.write(handle, view) :]
     teller.more(len(data), artifact.path)
 

@@ -25,7 +25,7 @@ _TRIES = 5
 _MAX_LABELS = 64
 _MAX_DETAILS = 1_000_000
 _LIKE = 0.2
-_BASES = 2
+_BASES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ class Registry:
         return absent
 
     def bases(self, model: str, shapes: Shapes, parents: Sequence[str]) -> list[Digest]:
-        """Returns up to two versions, by digest, that a folder with those tensors is most like.
+        """Returns up to four versions, by digest, that a folder with those tensors is most like.
 
         `parents` are declared ones; next come the model's own. Others must fit in type and shape.
         """

@@ -14,8 +14,9 @@ from lockgate.server.access import principal
 
 _PREFIX = "/api/"
 _MAX_JSON = 16 * 1024 * 1024
-_MAX_UPLOAD = 256 * 1024 * 1024
-_UPLOADS = ("/objects", "/versions")
+_MAX_UPLOAD = 320 * 1024 * 1024
+_MAX_BUNDLE = 1 << 42
+_LIMITS = (("/objects", _MAX_UPLOAD), ("/versions", _MAX_UPLOAD), ("/bundles", _MAX_BUNDLE))
 
 
 class Door:
@@ -36,7 +37,8 @@ class Door:
         except DeniedError as error:
             await _answer(send, error, error.http_status)
             return
-        limit = _MAX_UPLOAD if scope["path"].endswith(_UPLOADS) else _MAX_JSON
+        ends = (limit for end, limit in _LIMITS if scope["path"].endswith(end))
+        limit = next(ends, _MAX_JSON)
         declared = headers.get(b"content-length", "0")
         if not declared.isascii() or not declared.isdigit() or int(declared[:20]) > limit:
             await _answer(send, UsageError(f"a body has at most {limit} bytes here"), 413)

@@ -89,8 +89,10 @@ class Versions:
         found: dict[str, Path] = {}
         for artifact in manifest.artifacts:
             spot = self._spots.get(Digest(artifact.pieces[-1].digest)) if artifact.pieces else None
-            if spot is not None and spot.begin + spot.size == artifact.size and self._same(
-                spot.path, artifact.path, manifest
+            if (
+                spot is not None
+                and spot.begin + spot.size == artifact.size
+                and self._same(spot.path, artifact.path, manifest)
             ):
                 found[artifact.path] = spot.path
         return found

@@ -7,8 +7,10 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from lockgate.analysis.judge import SequentialJudge
 from lockgate.core.clock import Clock, SystemClock
@@ -18,13 +20,14 @@ from lockgate.gateway.envoy import EnvoyGateway, EnvoyOptions
 from lockgate.host.detached import Lock
 from lockgate.ledger.sqlite import SqliteLedger
 from lockgate.observe.sqlite import SqliteSamples
+from lockgate.registry.keep.backup import Backup, backups, recover
 from lockgate.registry.keep.keeper import Keeper
 from lockgate.registry.service import Registry
 from lockgate.release.act import Ports
 from lockgate.release.commands import Commands
 from lockgate.release.loop import Engine, Tools
 from lockgate.server.access import ensure_token
-from lockgate.server.config import Settings, run_folder
+from lockgate.server.config import Settings, load_settings, run_folder
 from lockgate.server.versions import Versions
 from lockgate.store.blobs.api import BackendOptions, Blobs
 from lockgate.store.blobs.open import open_blobs
@@ -145,6 +148,41 @@ def open_store(home: Path, settings: Settings) -> Blobs:
             cache_only=(FOLDER,),
             key_file=Path(settings.store_key_file) if settings.store_key_file else None,
         ),
+    )
+
+
+def find_backups(url: str, options: Mapping[str, Any]) -> list[Backup]:
+    """Returns the backups at `url`, oldest first; `options` are those of `BackendOptions`."""
+    source = open_blobs(url, _options(options))
+    try:
+        return backups(source)
+    finally:
+        source.close()
+
+
+def recover_home(
+    home: Path, url: str, options: Mapping[str, Any], name: str | None,
+    report: Callable[[int, int], None],
+) -> Backup:  # fmt: skip
+    """Brings a backup into a new home folder, while no server runs over it; see `recover`."""
+    owner = _own(home)
+    source = open_blobs(url, _options(options))
+    store = open_store(home, load_settings(home))
+    try:
+        return recover(source, home, store, name=name, report=report)
+    finally:
+        source.close()
+        store.close()
+        owner.release()
+
+
+def _options(options: Mapping[str, Any]) -> BackendOptions:
+    key_file = options.get("key_file")
+    return BackendOptions(
+        endpoint=options.get("endpoint"),
+        region=options.get("region"),
+        allow_http=bool(options.get("allow_http")),
+        key_file=Path(key_file) if key_file else None,
     )
 
 

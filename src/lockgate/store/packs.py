@@ -42,9 +42,7 @@ class PackStore:
     included; a place that is no store raises NotFoundError then.
     """
 
-    def __init__(
-        self, blobs: Blobs, *, codec: Kernel | None = None, writes: bool = True
-    ) -> None:
+    def __init__(self, blobs: Blobs, *, codec: Kernel | None = None, writes: bool = True) -> None:
         self.blobs = blobs
         self._writes = writes
         self.kernel = codec or kernel()
@@ -75,6 +73,11 @@ class PackStore:
                 hint="another lockgate wrote it; use that one",
             )
 
+    @property
+    def stored(self) -> int:
+        """The bytes of all frames that were put since this store was opened."""
+        return self._writer.stored
+
     def refresh(self) -> None:
         """Takes up packs that others wrote or removed."""
         there = {blob.name: blob.size for blob in self.blobs.list(FOLDER)}
@@ -96,7 +99,8 @@ class PackStore:
 
     def condemned(self) -> frozenset[tuple[Digest, str]]:
         """Returns the objects, and the packs they are in, that are to be swept: they still can be
-        read, and are `missing` to who wants to build on them."""
+        read, and are `missing` to who wants to build on them.
+        """
         try:
             text = self.blobs.read(CONDEMNED).decode("utf-8")
             pairs = (line.split(" ") for line in text.splitlines()[1:])

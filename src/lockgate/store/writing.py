@@ -17,7 +17,10 @@ Written = Callable[[str, Entries, bytes], None]
 
 
 class Writer:
-    """Collects frames and writes them as packs; safe for threads. Holds up to one pack of them."""
+    """Collects frames and writes them as packs; safe for threads. Holds up to one pack of them.
+
+    `stored` counts the bytes of all frames that were taken.
+    """
 
     def __init__(self, blobs: Blobs, written: Written) -> None:
         self._blobs = blobs
@@ -26,6 +29,7 @@ class Writer:
         self._pending: dict[Digest, Packed] = {}
         self._writing: dict[Digest, Packed] = {}
         self._bytes = 0
+        self.stored = 0
 
     def find(self, digest: Digest) -> Packed | None:
         """Returns the frame of an object that is in no pack yet."""
@@ -44,6 +48,7 @@ class Writer:
                 return
             self._pending[packed.digest] = packed
             self._bytes += len(packed.data)
+            self.stored += len(packed.data)
             full = self._bytes >= PACK_BYTES
         if full:
             self.write()

@@ -44,9 +44,9 @@ class Digests(_Body):
 class Like(_Body):
     """The tensors of a folder (type, shape, how many), and versions it is said to come from."""
 
-    tensors: list[tuple[str, tuple[Annotated[int, Field(ge=0)], ...], Annotated[int, Field(ge=1)]]] = (
-        Field(max_length=100_000)
-    )
+    tensors: list[
+        tuple[str, tuple[Annotated[int, Field(ge=0)], ...], Annotated[int, Field(ge=1)]]
+    ] = Field(max_length=100_000)
     parents: list[str] = Field(default_factory=list, max_length=64)
 
 
