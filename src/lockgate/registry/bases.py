@@ -33,8 +33,9 @@ class Likeness:
 def candidates(
     models: Mapping[str, Model], model: str, parents: Iterable[str]
 ) -> Iterator[Version]:
-    """Yields the versions worth a look: declared parents, then the model's own last and aliased
-    ones, then the newest of every other model.
+    """Yields the versions worth a look, the likeliest first.
+
+    Declared parents, the model's own last and aliased ones, the newest of every other model.
     """
     seen: set[str] = set()
     declared = set(parents)

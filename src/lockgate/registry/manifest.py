@@ -105,7 +105,7 @@ def _run(tensor: TensorPart | None, pieces: list[Piece]) -> dict[str, object]:
 
 
 def _sizes(sizes: list[int]) -> list[int]:
-    """Returns the sizes without the repeats of the first: `[first, last]` where all others are it."""
+    """Returns `[first, last]` where all sizes between are the first; else all of them."""
     if len(sizes) > 2 and set(sizes[:-1]) == {sizes[0]}:
         return [sizes[0], sizes[-1]]
     return sizes

@@ -159,8 +159,10 @@ class Sender:
             self._seen.add(digest)
         if new:
             data = bytes(view)
-            self._add(Object(digest=digest, data=data, grid=cut.run.grid,
-                             begin=cut.begin - cut.run.begin, sources=sources, hashed=True))  # fmt: skip
+            self._add(
+                Object(digest=digest, data=data, grid=cut.run.grid, sources=sources,
+                       begin=cut.begin - cut.run.begin, hashed=True)
+            )  # fmt: skip
         self._tell("")
         return cut.piece(digest)
 

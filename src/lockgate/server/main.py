@@ -37,11 +37,8 @@ def run_server(home: Path, settings: Settings, *, tell: Callable[[str], None]) -
         control = Control(home, settings)
         try:
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
-            body = {
-                "url": url,
-                "gateway": control.gateway.address,
-                "store": near_store(home, settings),
-            }
+            store = near_store(home, settings)
+            body = {"url": url, "gateway": control.gateway.address, "store": store}
             write_durably(home / SERVER_FILE, json.dumps(body).encode(), home)
             control.start()
             tell(f"lockgate serves at {url}, callers at {control.gateway.address}")

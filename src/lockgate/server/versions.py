@@ -1,7 +1,8 @@
 """The hot tier: versions decoded on this machine, one folder each, ready to be served.
 
-The versions that serve, arrive or serve no more stay here, the last ones up to `hot_bytes`; so going
-back is a matter of naming a folder. A file that another hot version has too is a hard link to it.
+The versions that serve or arrive are here, and those that serve no more stay, the last ones up to
+`hot_bytes`; so going back is a matter of naming a folder. A file that another hot version has too
+is a hard link to it.
 """
 
 from __future__ import annotations

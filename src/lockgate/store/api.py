@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from lockgate.core.digests import Digest, digest_of, hex_of
-from lockgate.store.codec.dtypes import PIECE_BYTES, Grid
-from lockgate.store.codec.encode import Object, Source
+from lockgate.store.codec.dtypes import PIECE_BYTES, Grid, Object, Source
 
 __all__ = [
     "PIECE_BYTES", "Artifact", "Grid", "Object", "Objects", "Piece", "Progress", "Report",

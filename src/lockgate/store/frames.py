@@ -15,8 +15,7 @@ from typing import Any
 from lockgate.core import canonical
 from lockgate.core.digests import Digest, hex_of, parse_digest
 from lockgate.core.errors import UsageError
-from lockgate.store.codec.dtypes import Grid
-from lockgate.store.codec.encode import Object, Source
+from lockgate.store.codec.dtypes import Grid, Object, Source
 
 _HEAD = struct.Struct("<32sII")
 MAX_BODY = 320 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""Which object is where: the entries of all packs, sorted, about 70 bytes an object, 32 more for a base."""
+"""Which object is where: the entries of all packs, sorted, 70 bytes an object, 32 more a base."""
 
 from __future__ import annotations
 

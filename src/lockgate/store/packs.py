@@ -17,7 +17,8 @@ from lockgate.core.digests import Digest, digest_of, hex_of, is_digest, short
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.blobs.api import Blobs
 from lockgate.store.codec.decode import Buffer, decode, decode_checked
-from lockgate.store.codec.encode import Encoder, Object
+from lockgate.store.codec.dtypes import Object
+from lockgate.store.codec.encode import Encoder
 from lockgate.store.codec.frame import Frame, parse
 from lockgate.store.codec.frame import pack as pack_frame
 from lockgate.store.codec.kernel import Kernel, kernel
@@ -98,8 +99,9 @@ class PackStore:
         self.condemned()
 
     def condemned(self) -> frozenset[tuple[Digest, str]]:
-        """Returns the objects, and the packs they are in, that are to be swept: they still can be
-        read, and are `missing` to who wants to build on them.
+        """Returns the objects, and the packs they are in, that are to be swept.
+
+        They still can be read, and are `missing` to who wants to build on them.
         """
         try:
             text = self.blobs.read(CONDEMNED).decode("utf-8")

@@ -1,8 +1,8 @@
 """Backup of the store and the ledger to another backend, incremental, and the way back.
 
 Packs never change, so a backup copies those that the target does not have. `backups/TIME` names
-what belongs together: the ledger's copy, taken first, and the packs, which hold at least all that it
-names. It is written last: a backup that was killed is none, and the next goes on where it was.
+what belongs together: the ledger's copy, taken first, and the packs, which hold at least all that
+it names. It is written last: a backup that was killed is none, and the next goes on where it was.
 """
 
 from __future__ import annotations
@@ -111,8 +111,7 @@ def backups(target: Blobs) -> list[Backup]:
 def _decode(name: str, text: bytes) -> Backup:
     try:
         body = json.loads(text)
-        if body["format"] != FORMAT:
-            raise ValueError("it has another format")
+        _check_format(body["format"])
         return Backup(
             name=name.removeprefix(_MARKS), at=float(body["at"]),
             packs={str(pack): int(size) for pack, size in body["packs"].items()},
@@ -121,6 +120,11 @@ def _decode(name: str, text: bytes) -> Backup:
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"the backup {name} can't be read: {error}") from error
+
+
+def _check_format(stated: object) -> None:
+    if stated != FORMAT:
+        raise ValueError(f"its format is {str(stated)[:40]!r}")
 
 
 def _prune(target: Blobs, keep: int) -> None:

@@ -149,10 +149,11 @@ def _head(text: bytes) -> dict[str, Any]:
     try:
         body = json.loads(text)
         sound = body["format"] == FORMAT and isinstance(body["published"], dict)
-        if not sound or not isinstance(body["objects"], int):
-            raise ValueError("it has another format")
+        sound = sound and isinstance(body["objects"], int)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(f"the bundle's head can't be read: {error}") from error
+    if not sound:
+        raise IntegrityError("the bundle's head is of another format")
     found: dict[str, Any] = body
     return found
 

@@ -59,7 +59,8 @@ def verify_store(
                     users[Digest(piece.digest)].append((name, version.number, artifact.path))
     chosen = sorted(users)
     if sample < 1.0:
-        chosen = sorted(random.Random(seed).sample(chosen, round(len(chosen) * sample)))
+        count = max(round(len(chosen) * sample), min(len(chosen), 1))
+        chosen = sorted(random.Random(seed).sample(chosen, count))  # noqa: S311
     for count, digest in enumerate(chosen):
         if report:
             report(count, len(chosen))

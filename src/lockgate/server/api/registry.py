@@ -25,6 +25,9 @@ _MAX_MANIFEST = 256 * 1024 * 1024
 Caller = Callable[..., str]
 
 
+Natural = Annotated[int, Field(ge=0, lt=2**53)]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -44,9 +47,7 @@ class Digests(_Body):
 class Like(_Body):
     """The tensors of a folder (type, shape, how many), and versions it is said to come from."""
 
-    tensors: list[
-        tuple[str, tuple[Annotated[int, Field(ge=0)], ...], Annotated[int, Field(ge=1)]]
-    ] = Field(max_length=100_000)
+    tensors: list[tuple[str, tuple[Natural, ...], Natural]] = Field(max_length=100_000)
     parents: list[str] = Field(default_factory=list, max_length=64)
 
 

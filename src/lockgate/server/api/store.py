@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import tempfile
 import threading
@@ -29,6 +30,7 @@ from lockgate.store.packs import PackStore
 
 Caller = Callable[..., str]
 Report = Callable[[int, int], None]
+_log = logging.getLogger(__name__)
 
 
 class _Body(BaseModel):
@@ -78,29 +80,29 @@ def router(control: Control, caller: Caller) -> APIRouter:
 
 
 def _upkeep(api: APIRouter, control: Control) -> None:
-    keeper = control.keeper
-
     @api.get("/store/usage")
     def usage() -> dict[str, Any]:
         """Returns what every version costs, alone and shared."""
-        body: dict[str, Any] = to_json(keeper.usage())
+        body: dict[str, Any] = to_json(control.keeper.usage())
         return body
 
     @api.post("/store/gc")
     def gc(body: Gc) -> StreamingResponse:
         """Sweeps what was condemned long enough ago, and condemns what is garbage now."""
         grace = control.settings.gc_grace_s if body.grace_s is None else body.grace_s
-        return _told(lambda report: keeper.gc(report, grace_s=grace))
+        return _told(lambda report: control.keeper.gc(report, grace_s=grace))
 
     @api.post("/store/verify")
     def verify(body: Sample) -> StreamingResponse:
         """Decodes every object that a version names, or a sample of them."""
-        return _told(lambda report: keeper.verify(report, sample=body.sample, seed=body.seed))
+        return _told(
+            lambda report: control.keeper.verify(report, sample=body.sample, seed=body.seed)
+        )
 
     @api.post("/store/optimize")
     def optimize() -> StreamingResponse:
         """Encodes anew what pays, and joins small packs."""
-        return _told(keeper.optimize)
+        return _told(control.keeper.optimize)
 
 
 def _copies(api: APIRouter, control: Control) -> None:
@@ -186,8 +188,11 @@ def _told(work: Callable[[Report], object]) -> StreamingResponse:
             lines.put({"error": {"code": error.code, "message": error.message,
                                  "hint": error.hint}})  # fmt: skip
         except Exception as error:  # noqa: BLE001 - the caller must be told that it ended
-            lines.put({"error": {"code": LockgateError.code, "hint": "see server.log",
-                                 "message": f"a fault of lockgate: {type(error).__name__}"}})  # fmt: skip
+            _log.exception("the upkeep of the store failed")
+            said = f"this is a fault of lockgate itself: {type(error).__name__}"
+            lines.put(
+                {"error": {"code": LockgateError.code, "hint": "see server.log", "message": said}}
+            )
 
     def told() -> Iterator[str]:
         threading.Thread(target=run, name="upkeep").start()

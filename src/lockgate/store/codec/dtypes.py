@@ -1,9 +1,13 @@
-"""Element types: how wide they are, how the kernel reads them, how a tensor is cut in pieces."""
+"""Elements, tensors and objects: how wide, how the kernel reads them, how a tensor is cut."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+
+from lockgate.core.digests import Digest
+
+Buffer = bytes | bytearray | memoryview
 
 PIECE_BYTES = 4 * 1024 * 1024
 """The most bytes of a piece: what is hashed, encoded and read as one."""
@@ -64,6 +68,31 @@ class Grid:
         """The elements that share one scale: a row, or a run of a long row or a vector."""
         inside = _LEAST_GROUP <= self.columns <= _MOST_GROUP and len(self.shape) > 1
         return self.columns if inside else _GROUP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A stored tensor that a new one may be made from: its pieces in order, with their bytes."""
+
+    grid: Grid
+    pieces: tuple[tuple[Digest, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Object:
+    """Bytes to store, and what is known of them.
+
+    `grid`: the tensor that they are a piece of, from its byte `begin` on; None for other bytes.
+    `sources`: stored tensors it may be like, the likeliest first. `hashed`: this process computed
+    the digest from these very bytes.
+    """
+
+    digest: Digest
+    data: Buffer
+    grid: Grid | None = None
+    begin: int = 0
+    sources: tuple[Source, ...] = ()
+    hashed: bool = False
 
 
 def piece_bytes(grid: Grid | None) -> int:

@@ -13,7 +13,7 @@ from lockgate.core.digests import Digest, digest_of
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.codec import drift, lowrank, recipes
 from lockgate.store.codec.decode import DRIFT, LOW_RANK, PLAIN, decode
-from lockgate.store.codec.dtypes import Grid
+from lockgate.store.codec.dtypes import Grid, Object, Source
 
 from lockgate.store.codec.frame import (  # isort: skip
     CAST, COPY, DELTA, MAX_DEPTH, MAX_SOURCE, PLANES, QUANTIZE, RAW, ZSTD, Fetch, Frame, Part,
@@ -30,31 +30,6 @@ _ZSTD_LEVEL = 3
 _RANKED = 0.06
 _REMEMBERED = 64
 _PLACES = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A stored tensor that a new one may be made from: its pieces in order, with their bytes."""
-
-    grid: Grid
-    pieces: tuple[tuple[Digest, int], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Object:
-    """Bytes to store, and what is known of them.
-
-    `grid`: the tensor that they are a piece of, from its byte `begin` on; None for other bytes.
-    `sources`: stored tensors it may be like, the likeliest first. `hashed`: this process computed
-    the digest from these very bytes.
-    """
-
-    digest: Digest
-    data: Buffer
-    grid: Grid | None = None
-    begin: int = 0
-    sources: tuple[Source, ...] = ()
-    hashed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

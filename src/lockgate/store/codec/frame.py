@@ -120,8 +120,8 @@ def check_limits(frame: Frame) -> None:
         raise _unsound("it or its source is too large")
     if any(part.block < 1 or part.count < 1 or part.stride > _MOST for part in frame.parts):
         raise _unsound("a part of its source is empty")
-    order = [0, *(part.dep for part in frame.parts), max(deps - 1, 0)]
-    if any(before > after for before, after in pairwise(order)):
+    order = [0, *(part.dep for part in frame.parts), deps - 1]
+    if parts and any(before > after for before, after in pairwise(order)):
         raise _unsound("the parts of its source are not in the order of its dependencies")
 
 
