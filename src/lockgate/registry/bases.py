@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lockgate.core.digests import Digest
 from lockgate.registry.catalog import Model, Version
 from lockgate.registry.manifest import Manifest
-from lockgate.registry.scan import FolderPlan
 from lockgate.store.api import Grid, Source
+
+if TYPE_CHECKING:  # what reads folders is heavy, and who answers for them has none
+    from lockgate.registry.scan import FolderPlan
 
 _MOST = 4
 _ALIKE = 2

@@ -35,8 +35,8 @@ from lockgate.registry.restore import restore, verify
 from lockgate.registry.service import Details, Published, Registry
 from lockgate.store.api import Progress
 from lockgate.store.blobs.local import LocalBlobs
-from lockgate.store.packs import PackStore
 from lockgate.store.blobs.memory import MemoryBlobs
+from lockgate.store.packs import PackStore
 
 
 class World:
@@ -152,7 +152,9 @@ def test_a_file_of_many_pieces_comes_back(world: World) -> None:
     world.write({"other.bin": data.tobytes()})
     version = world.publish().version
     manifest = world.registry.manifest(version.digest)
-    assert [len(a.pieces) for a in manifest.artifacts] == [5, 3]
+    tensors, other = (len(a.pieces) for a in manifest.artifacts)
+    assert tensors == 1 + 10 + 1  # the header, 4 MiB each, the small one
+    assert other > 100  # cut by content
     restore(manifest, world.tmp / "out", world.objects)
     assert tree(world.tmp / "out") == tree(world.folder)
 
@@ -305,7 +307,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(
 
     def fsync(handle: int) -> None:
         calls[0] += 1
-        if calls[0] > 8:
+        if calls[0] > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 
@@ -337,8 +339,9 @@ def test_a_really_full_disk_leaves_the_store_as_it_was(tmp_path: Path) -> None:
             world.publish()
         left = sorted(p for p in mount.rglob("*") if p.is_file())
         assert left == [p for p in before if p.is_file()]
+        world.objects.close()
     finally:
-        subprocess.run(["umount", str(mount)], check=True)
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(
@@ -347,12 +350,12 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     world.write({"a": b"x" * 1000})
     before = world.state()
 
-    def slowly(data: bytes) -> Digest:
+    def slowly(data: bytes | memoryview) -> Digest:
         (world.folder / "a").write_bytes(b"y" * 1000)
         os.utime(world.folder / "a", ns=(1, 1))
         return digest_of(data)
 
-    monkeypatch.setattr("lockgate.store.split.digest_of", slowly)
+    monkeypatch.setattr("lockgate.registry.publish.digest_of", slowly)
     with pytest.raises(UsageError, match="a was changed"):
         world.publish()
     monkeypatch.undo()
@@ -363,13 +366,11 @@ def test_restore_never_leaves_half_a_folder(world: World) -> None:
     world.write({"a": b"first", "b": b"second"})
     version = world.publish().version
     manifest = world.registry.manifest(version.digest)
-    broken = next(
-        p for p in (world.tmp / "store/objects").glob("*/*") if p.read_bytes() == b"second"
-    )
-    broken.write_bytes(b"secon")
+    (pack,) = (world.tmp / "store/packs").glob("*/*")
+    pack.write_bytes(pack.read_bytes().replace(b"second", b"secomd"))
     with pytest.raises(IntegrityError, match=r"^b: "):
         restore(manifest, world.tmp / "out", world.objects)
-    assert not broken.exists()  # what is damaged is put aside
+    assert list((world.tmp / "store/damaged").iterdir())  # what is damaged is noted
     with pytest.raises(IntegrityError, match=r"^b: "):
         restore(manifest, world.tmp / "out", world.objects)
     assert [d.path for d in verify(manifest, world.objects)] == ["b"]
@@ -396,8 +397,9 @@ def test_a_manifest_with_a_path_out_of_its_folder_is_refused(world: World, path:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [(b'"size":4', b'"size":5'), (b"manifest@1", b"manifest@2"), (b'{"art', b'{ "art'),
-     (b"blake3:", b"sha256:"), (b'"size":4', b'"size":-4'), (b'"pieces":[', b'"pieces":[[],')],
+    [(b'"size":4', b'"size":5'), (b"manifest@2", b"manifest@3"), (b'{"art', b'{ "art'),
+     (b'"pieces":["', b'"pieces":["z'), (b'"size":4', b'"size":-4'),
+     (b'"pieces":[', b'"pieces":[[],')],
 )  # fmt: skip
 def test_a_manifest_that_lies_is_refused(world: World, old: bytes, new: bytes) -> None:
     world.write({"a": b"good"})
@@ -477,5 +479,5 @@ def test_a_publish_killed_at_every_durable_step_goes_on(tmp_path: Path) -> None:
         if stop % 3 == 0:  # start afresh now and then, or go on from the wreck
             shutil.rmtree(world.tmp / "store")
             (world.tmp / "ledger.db").unlink(missing_ok=True)
-    assert killed >= 8
+    assert killed >= 5
     assert done.stdout.startswith("1 ")

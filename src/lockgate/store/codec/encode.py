@@ -30,6 +30,7 @@ _ZSTD_LEVEL = 3
 _RANKED = 0.06
 _REMEMBERED = 64
 _PLACES = 256
+_ALIKE, _SURELY = 0.2, 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +87,17 @@ class Encoder:
         def fetch(digest: Digest) -> Buffer:
             return known[digest] if digest in known else self.fetch(digest)
 
+        if any(self._rests_on(base, given.digest) for base in encoded.frame.deps):
+            return False
         try:
             check_limits(encoded.frame)
             return same(decode(encoded.frame, fetch, self.kernel), given.data)
         except (IntegrityError, NotFoundError):
             return False
+
+    def _rests_on(self, digest: Digest, other: Digest) -> bool:
+        """Says whether `other` is needed for `digest`, as when a damaged base is stored anew."""
+        return digest == other or any(self._rests_on(base, other) for base in self.bases(digest))
 
     def _candidates(self, given: Object) -> Iterator[Encoded]:
         """Yields frames, each better than what a later one would be."""
@@ -138,6 +145,7 @@ class Encoder:
         if source.grid.dtype != grid.dtype:
             yield from self._recipes(given, grid, source)
             return
+        nearest, likeness = None, _ALIKE
         for begin, block, stride in islice(_places(given, grid, source.grid), _PLACES):
             made = self._make(source, begin, block, stride, size, grid)
             if made is None or len(made.source) != size:
@@ -145,9 +153,13 @@ class Encoder:
             if same(made.source, given.data):
                 yield Encoded(frame=replace(made.frame, codec=COPY))
                 return
-            if grid.kind is not None and _near(given.data, made.source, grid):
-                yield made
-                return
+            found = _likeness(given.data, made.source, grid) if grid.kind else 0
+            if found > likeness:
+                nearest, likeness = made, found
+            if likeness > _SURELY:
+                break
+        if nearest is not None:
+            yield nearest
 
     def _make(
         self, source: Source, begin: int, block: int, stride: int, size: int, grid: Grid
@@ -301,14 +313,14 @@ def _sample(data: Buffer, grid: Grid) -> Buffer:
     return b"".join(view[start : start + run] for start in starts)
 
 
-def _near(data: Buffer, source: Buffer, grid: Grid) -> bool:
-    """Says whether a few elements are alike: many the same, or most of the leading bits."""
+def _likeness(data: Buffer, source: Buffer, grid: Grid) -> float:
+    """Returns how many of a few elements, out of one, have the same leading bits."""
     width = grid.width
     count = len(data) // width
     at = np.linspace(0, count - 1, min(count, 256), dtype=np.int64)
     a = np.frombuffer(data, np.uint8)[: count * width].reshape(count, width)[at]
     b = np.frombuffer(source, np.uint8)[: count * width].reshape(count, width)[at]
-    return bool((a[:, -1] == b[:, -1]).mean() > 0.2)
+    return float((a[:, -1] == b[:, -1]).mean())
 
 
 def _places(given: Object, grid: Grid, source: Grid) -> Iterator[tuple[int, int, int]]:

@@ -107,7 +107,7 @@ def _q8_0(rows: Wide) -> bytes:
 
 def quantizations(dtype: str, columns: int) -> Iterator[tuple[bytes, int, int, int]]:
     """Yields, for a result of `dtype`, (payload, kind, bytes out, elements in) of each rule."""
-    for kind in FLOATS:
+    for kind in FLOATS if columns < 2**32 else ():
         if dtype in ("I8", "U8"):
             yield _QUANTIZE.pack(ROWS_INT8, kind, columns), kind, 1, 1
         if dtype == "F32":
