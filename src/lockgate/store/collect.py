@@ -84,7 +84,7 @@ def sweep(
 ) -> Collected:
     """Removes what is condemned and still not named nor part of what is.
 
-    Packs that would shrink by less than a tenth are left. `report` gets packs done and in all.
+    Large packs that would shrink by less than a tenth are left. `report` gets packs done and in all.
     """
     store.refresh()
     condemned = store.condemned()
@@ -109,7 +109,8 @@ def _sweep_pack(store: PackStore, name: str, dead: set[Digest], done: Collected)
     entries = store.entries(name)
     sizes = {to_digest(entry["digest"]): int(entry["length"]) for entry in entries}
     loss = sum(sizes[digest] for digest in dead)
-    if loss < _KEEP * sum(sizes.values()):
+    whole = sum(sizes.values())
+    if whole > PACK_BYTES // 2 and loss < _KEEP * whole:
         return Collected(
             swept=done.swept, freed=done.freed, rewritten=done.rewritten,
             waiting=done.waiting + loss,
