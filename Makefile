@@ -7,7 +7,7 @@ DEMO := $(VENV)/demo
 OUT ?= .demo
 EXTRAS := $(if $(filter all,$(LOCKGATE_REQUIRE)),dev transformers,dev)
 
-.PHONY: demo test test-s3 lint bench models clean
+.PHONY: demo test test-s3 lint bench models sanitize fuzz clean
 
 demo: $(DEMO)/ready
 	rm -rf $(OUT)
@@ -41,6 +41,34 @@ $(DEMO)/ready: pyproject.toml scripts/environment.sh $(shell find src -name '*.p
 
 $(DEV)/ready: pyproject.toml scripts/environment.sh
 	sh scripts/environment.sh $(PYTHON) $(DEV) $(EXTRAS)
+
+# The C kernel under the address and undefined-behaviour sanitizers: made-up tensors at every level,
+# then the corpus that fuzzing left, if any.
+NATIVE := src/lockgate/store/codec/native
+KERNEL := $(addprefix $(NATIVE)/,bytes.c delta.c planes.c rans.c)
+CHECKED := -std=c11 -O2 -g -Wall -Wextra -Werror -fno-omit-frame-pointer -fno-sanitize-recover=all -I$(NATIVE)
+FUZZ := tests/fuzz/native
+CORPUS ?= build/fuzz/corpus
+CASES ?= 1500
+SECONDS ?= 600
+JOBS ?= 2
+
+sanitize:
+	mkdir -p build/fuzz
+	$(CC) $(CHECKED) -fsanitize=address,undefined $(KERNEL) $(FUZZ)/driver.c -o build/fuzz/driver
+	find $(CORPUS) -type f 2>/dev/null | xargs build/fuzz/driver $(CASES)
+
+# libFuzzer, $(SECONDS) on each target: 1 decodes differences, 2 planes, 3 encodes; then frames, in Python.
+fuzz: $(DEV)/ready
+	mkdir -p build/fuzz $(CORPUS)/1 $(CORPUS)/2 $(CORPUS)/3
+	for target in 1 2 3; do \
+	  clang $(CHECKED) -fsanitize=fuzzer,address,undefined \
+	    -fno-sanitize-coverage=trace-cmp -DTARGET=$$target $(KERNEL) $(FUZZ)/targets.c \
+	    -o build/fuzz/fuzz$$target || exit 1; done
+	printf '%s\n' 1 2 3 | xargs -P $(JOBS) -I {} nice build/fuzz/fuzz{} -max_total_time=$(SECONDS) \
+	  -max_len=16384 -len_control=0 -timeout=20 -artifact_prefix=build/fuzz/found- -print_final_stats=1 $(CORPUS)/{}
+	for target in frames index; do \
+	  nice $(DEV)/bin/python tests/fuzz/fuzz_frames.py $$target --seconds $(SECONDS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(OUT) build src/*.egg-info
