@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,15 @@ def test_a_bundle_crosses_to_a_site_without_network(site: Site) -> None:
     assert site.json("show", "far/away", "v1")["digest"] == site.json("show", NAME, "v2")["digest"]
     (site.folder / "bad").write_bytes(b"no tar")
     site.run("import", str(site.folder / "bad"), code=6)
+
+
+def test_the_sums_are_those_that_sha256sum_checks(site: Site) -> None:
+    folder = weights(site.folder / "m0", 0)
+    site.run("publish", str(folder), NAME)
+    for _ in range(2):  # computed, then known
+        said = site.run("sums", NAME, "v1")
+        done = subprocess.run(["sha256sum", "-c"], input=said, text=True, cwd=folder)
+        assert done.returncode == 0
 
 
 def test_garbage_is_collected_beside_what_serves(site: Site) -> None:

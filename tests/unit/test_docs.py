@@ -32,7 +32,7 @@ from lockgate.server.api.metrics import render
 from lockgate.server.app import create_app
 from lockgate.server.config import Settings
 from lockgate.server.wiring import Control
-from lockgate.store.local import FORMAT as STORE_FORMAT
+from lockgate.store.packs import FORMAT as STORE_FORMAT
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -331,12 +331,12 @@ def test_every_route_is_on_the_page_and_no_other() -> None:
     assert "`GET /health`" in text
 
 
-# store-layout.md
+# store-format.md
 
 
 def test_the_formats_on_the_page_are_those_of_the_code() -> None:
-    text = read("store-layout.md")
-    assert STORE_FORMAT.strip() in text
+    text = read("store-format.md")
+    assert STORE_FORMAT.decode().strip() in text
     assert MANIFEST_FORMAT in code(text)
 
 
@@ -344,9 +344,9 @@ def test_the_manifest_on_the_page_is_sound_and_is_the_version_it_says() -> None:
     from lockgate.core.digests import hex_of
     from lockgate.registry.manifest import digest_of_manifest, parse
 
-    (block,) = fences(read("store-layout.md"), "json")
+    (block,) = fences(read("store-format.md"), "json")
     manifest = parse(block.strip().encode())
-    assert hex_of(digest_of_manifest(manifest))[:20] in read("store-layout.md")
+    assert hex_of(digest_of_manifest(manifest))[:20] in read("store-format.md")
 
 
 # every page

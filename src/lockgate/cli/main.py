@@ -23,7 +23,7 @@ _VERBS = {
     "publish": "versions", "models": "versions", "show": "versions", "diff": "versions",
     "lineage": "versions", "verify": "versions", "restore": "versions", "alias": "versions",
     "du": "store", "gc": "store", "optimize": "store", "repair": "store", "backup": "store",
-    "recover": "store", "export": "store", "import": "store",
+    "recover": "store", "export": "store", "import": "store", "sums": "store",
     "plan": "releases", "release": "releases", "releases": "releases", "watch": "verbs",
     "explain": "verbs", "approve": "verbs", "hold": "verbs", "resume": "verbs", "promote": "verbs",
     "rollback": "verbs",
@@ -32,7 +32,8 @@ _VERBS = {
 }  # fmt: skip
 _SECTIONS = {
     "Versions": ("publish", "models", "show", "diff", "lineage", "verify", "restore", "alias"),
-    "The store": ("du", "gc", "optimize", "repair", "backup", "recover", "export", "import"),
+    "The store": ("du", "gc", "optimize", "repair", "backup", "recover", "export", "import",
+                  "sums"),
     "Releases": ("plan", "release", "releases", "watch", "explain", "approve", "hold", "resume",
                  "promote", "rollback"),
     "What runs, what happened": ("status", "fleet", "audit"),
@@ -55,6 +56,7 @@ _SUMMARIES = {
     "recover": "Bring a backup into a new state folder.",
     "export": "Write a version to one file, for a site without network.",
     "import": "Make a version of such a file.",
+    "sums": "Print the SHA-256 of each file of a version.",
     "plan": "Show what a release would do and cost; change nothing.",
     "release": "Release a version, by a spec or by name.",
     "releases": "List releases.",

@@ -181,6 +181,20 @@ def take(ctx: Context, file: Path, model: str | None) -> None:
     ctx.output.say(f"{file.name} {word} {found['model']} v{found['number']}")
 
 
+@click.command()
+@click.argument("model")
+@click.argument("version")
+@click.pass_obj
+def sums(ctx: Context, model: str, version: str) -> None:
+    """Print the SHA-256 of each file of a VERSION of MODEL, as sha256sum does."""
+    path = f"/models/{check_model(model)}/versions/{version}/sums"
+    with ctx.client() as client, ctx.output.counting("bytes") as report:
+        found = client.stream(path, {}, report)
+    ctx.output.value(found, quiet=list(found.values()))
+    for name, value in sorted(found.items()):
+        ctx.output.say(f"{value}  {name}")
+
+
 def _place(text: str) -> str:
     """Returns a URL as it is, and a folder as an absolute path, for the server to find."""
     return text if "://" in text or text == "memory:" else str(Path(text).resolve())
@@ -188,5 +202,5 @@ def _place(text: str) -> str:
 
 COMMANDS = {
     "du": du, "gc": gc, "optimize": optimize, "repair": repair, "backup": backup,
-    "recover": recover, "export": export, "import": take,
+    "recover": recover, "export": export, "import": take, "sums": sums,
 }  # fmt: skip

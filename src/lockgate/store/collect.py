@@ -84,7 +84,7 @@ def sweep(
 ) -> Collected:
     """Removes what is condemned and still not named nor part of what is.
 
-    Large packs that would shrink by less than a tenth are left. `report` gets packs done and in all.
+    Large packs that would shrink by less than a tenth are left. `report` gets packs done and all.
     """
     store.refresh()
     condemned = store.condemned()

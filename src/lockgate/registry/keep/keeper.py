@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lockgate.core.clock import Clock
+from lockgate.core.digests import Digest
 from lockgate.core.errors import ConflictError
 from lockgate.registry.keep import backup as backups
 from lockgate.registry.keep import care, optimize
+from lockgate.registry.keep.sums import sums
 from lockgate.registry.keep.usage import Usage, usage
 from lockgate.registry.service import Registry
 from lockgate.store import collect
@@ -51,6 +53,12 @@ class Keeper:
     def usage(self) -> Usage:
         """Returns what every version costs."""
         return usage(self.registry, self.store)
+
+    def sums(self, model: str, version: str, report: Report) -> dict[str, str]:
+        """Returns the SHA-256 of each file of a version, by path; computed once."""
+        found = self.registry.version(model, version)
+        manifest = self.registry.manifest(found.digest)
+        return sums(Digest(found.digest), manifest, self.store, report)
 
     def gc(self, report: Report, *, grace_s: float = GRACE_S) -> Collected:
         """Sweeps what was condemned at least `grace_s` seconds ago, then condemns what is garbage.

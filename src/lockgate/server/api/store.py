@@ -156,6 +156,12 @@ def _bundles(api: APIRouter, control: Control, caller: Caller) -> None:
             path, media_type="application/x-tar", background=BackgroundTask(folder.cleanup)
         )
 
+    @api.post("/models/{owner}/{name}/versions/{version}/sums")
+    def sums(owner: str, name: str, version: str) -> StreamingResponse:
+        """Returns the SHA-256 of each file of a version; computed when it is first asked for."""
+        model = f"{owner}/{name}"
+        return _told(lambda report: control.keeper.sums(model, version, report))
+
     @api.post("/bundles")
     async def take(request: Request, model: str | None = None, who: str = actor) -> dict[str, Any]:
         """Makes a version of a bundle; `model` gives it another name."""

@@ -228,11 +228,14 @@ INLINE void combine(const uint8_t *base, const uint8_t *tokens, size_t begin, si
     }
 }
 
-/* Bit 7 of each of 8 tokens that is at least `first`. */
-INLINE uint64_t large_in(const uint8_t *tokens, uint32_t first)
+/* Bit 7 of each of the next 8 tokens, or of the `left` that there are, that is at least `first`. */
+INLINE uint64_t large_in(const uint8_t *tokens, size_t left, uint32_t first)
 {
-    uint64_t v;
-    memcpy(&v, tokens, 8);
+    uint64_t v = 0;
+    if (left >= 8)
+        memcpy(&v, tokens, 8);
+    else
+        memcpy(&v, tokens, left);
     v |= (v & 0x7f7f7f7f7f7f7f7full) + 0x0101010101010101ull * (128 - first);
     return v & 0x8080808080808080ull;
 }
@@ -242,19 +245,16 @@ INLINE void put_large(const uint8_t *data, const uint8_t *base, size_t begin, si
                       bit_writer *extra, int kind)
 {
     uint32_t small = small_of(kind);
-    for (size_t i = begin; i < end; i++) {
-        uint32_t d, m, log;
-        if (end - i >= 8 && !large_in(tokens + (i - begin), first_of(kind))) {
-            i += 7;
-            continue;
+    for (size_t i = begin; i < end; i += 8) {
+        uint64_t large = large_in(tokens + (i - begin), end - i, first_of(kind));
+        for (; large; large &= large - 1) {
+            size_t j = i + (size_t)__builtin_ctzll(large) / 8;
+            uint32_t d = subtract(load(data, j, kind), load(base, j, kind), kind);
+            uint32_t m = magnitude(d, kind), log = 31 - (uint32_t)__builtin_clz(m);
+            uint32_t k = (1u << small) + (log - small) * 4 + (m >> (log - 2) & 3);
+            tokens[j - begin] = (uint8_t)(2 * k - 1 + (smear(d, kind) & 1));
+            put_bits(extra, m & ((1u << (log - 2)) - 1), log - 2);
         }
-        if (tokens[i - begin] != LARGE) continue;
-        d = subtract(load(data, i, kind), load(base, i, kind), kind);
-        m = magnitude(d, kind);
-        log = 31 - (uint32_t)__builtin_clz(m);
-        tokens[i - begin] = (uint8_t)(2 * ((1u << small) + (log - small) * 4 + (m >> (log - 2) & 3)) - 1 +
-                                      (smear(d, kind) & 1));
-        put_bits(extra, m & ((1u << (log - 2)) - 1), log - 2);
     }
 }
 
@@ -262,18 +262,17 @@ INLINE void put_large(const uint8_t *data, const uint8_t *base, size_t begin, si
 INLINE int take_large(const uint8_t *base, const uint8_t *tokens, size_t begin, size_t end, uint8_t *data,
                       bit_reader *extra, int kind)
 {
-    uint32_t small = small_of(kind), first = first_of(kind);
-    for (size_t i = begin; i < end; i++) {
-        uint32_t t = tokens[i - begin], k = ((t + 1) >> 1) - (1u << small), log, low, m;
-        if (end - i >= 8 && !large_in(tokens + (i - begin), first)) {
-            i += 7;
-            continue;
+    uint32_t small = small_of(kind);
+    for (size_t i = begin; i < end; i += 8) {
+        uint64_t large = large_in(tokens + (i - begin), end - i, first_of(kind));
+        for (; large; large &= large - 1) {
+            size_t j = i + (size_t)__builtin_ctzll(large) / 8;
+            uint32_t t = tokens[j - begin], k = ((t + 1) >> 1) - (1u << small), low, m;
+            uint32_t log = k / 4 + small;
+            if (log >= (uint32_t)bits_of(kind) || take_bits(extra, log - 2, &low)) return LG_CORRUPT;
+            m = (4 | (k & 3)) << (log - 2) | low;
+            store(data, j, add(load(base, j, kind), t & 1 ? m : 0u - m, kind), kind);
         }
-        if (t < first) continue;
-        log = k / 4 + small;
-        if (log >= (uint32_t)bits_of(kind) || take_bits(extra, log - 2, &low)) return LG_CORRUPT;
-        m = (4 | (k & 3)) << (log - 2) | low;
-        store(data, i, add(load(base, i, kind), t & 1 ? m : 0u - m, kind), kind);
     }
     return LG_OK;
 }
