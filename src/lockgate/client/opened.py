@@ -8,7 +8,7 @@ whole = version["lm_head.weight"].torch()
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -156,7 +156,7 @@ class _Reader:
         self._pool.shutdown(cancel_futures=True)
 
 
-class OpenVersion(Mapping[str, Tensor]):
+class OpenVersion:
     """A version's tensors by name, and its files. Use as a context manager, or `close` it."""
 
     def __init__(self, client: Client, objects: Objects, digest: str, manifest: Manifest) -> None:
@@ -199,6 +199,13 @@ class OpenVersion(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def keys(self) -> list[str]:
+        """Returns the names of the tensors, in the order of the files."""
+        return list(self._tensors)
 
     def read(self, path: str) -> bytes:
         """Returns a file of the version, whole; raises NotFoundError."""

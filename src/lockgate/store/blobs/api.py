@@ -77,7 +77,7 @@ class Blobs(Protocol):
         ...
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes the blobs; those that are not there are fine."""
+        """Removes the blobs, for good when this returns; those that are not there are fine."""
         ...
 
     def close(self) -> None:

@@ -162,17 +162,24 @@ class LocalBlobs:
                 yield Blob(name=name, size=found.st_size, modified=found.st_mtime)
 
     def remove(self, names: Iterable[str]) -> None:
-        """See `Blobs.remove`. A removal may be undone by a power failure right after it."""
+        """See `Blobs.remove`."""
+        folders: set[Path] = set()
         for name in names:
             path = self._root / check_name(name)
             with self._lock:
                 self._open.pop(name, None)
             try:
-                path.unlink(missing_ok=True)
-            except (NotADirectoryError, IsADirectoryError):
+                path.unlink()
+                folders.add(path.parent)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 continue
             except OSError as error:
                 raise _cannot(f"blob {name} can't be removed", error) from error
+        try:
+            for folder in sorted(folders):
+                sync_folder(folder)
+        except OSError as error:
+            raise _cannot("a removal can't be made durable", error) from error
 
     def close(self) -> None:
         """See `Blobs.close`."""
