@@ -12,6 +12,7 @@ from typing import Any
 from lockgate.core.errors import UsageError
 
 Buffer = bytes | bytearray | memoryview
+_KEPT = 32 * 1024 * 1024  # what a piece of 4 MiB wants, twice; more is given back at once
 LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
 
 
@@ -29,7 +30,9 @@ class Kernel:
 
     def _scratch(self, size: int) -> bytearray:
         """Returns this thread's memory to lend for a call on `size` bytes of elements."""
-        wanted = self._module.scratch_size(size)
+        wanted: int = self._module.scratch_size(size)
+        if wanted > _KEPT:
+            return bytearray(wanted)
         found: bytearray = getattr(self._lent, "memory", bytearray())
         if len(found) < wanted:
             found = self._lent.memory = bytearray(wanted)

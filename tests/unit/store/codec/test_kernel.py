@@ -216,6 +216,15 @@ def test_threads_share_a_kernel() -> None:
         )
 
 
+def test_a_thread_keeps_no_more_than_pieces_want() -> None:
+    """One huge object must not leave every thread of a server with hundreds of megabytes."""
+    one = named_kernel("")
+    for size in (4 << 20, 48 << 20):
+        coded = one.planes_encode(bytes(size), 6)
+        one.planes_decode(coded, bytearray(size), 6)
+        assert len(getattr(one._lent, "memory", b"")) <= 32 << 20
+
+
 @pytest.mark.parametrize("one", KERNELS, ids=lambda k: k.name)
 def test_what_does_not_fit_is_refused(one: Kernel) -> None:
     for call in (
