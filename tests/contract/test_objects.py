@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import uvicorn
 
 from lockgate.client.client import Client, RemoteObjects
 from lockgate.client.home import Server
+from lockgate.client.pulled import PulledObjects
 from lockgate.core.clock import ManualClock
 from lockgate.core.digests import Digest, digest_of
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.ledger.memory import MemoryLedger
 from lockgate.registry.service import Registry
 from lockgate.server.app import create_app
-from lockgate.store.api import Object, Objects
+from lockgate.store.api import Grid, Object, Objects, Source
+from lockgate.store.blobs.api import BackendOptions
+from lockgate.store.blobs.keys import create
 from lockgate.store.blobs.local import LocalBlobs
 from lockgate.store.blobs.memory import MemoryBlobs
+from lockgate.store.blobs.open import open_blobs
 from lockgate.store.packs import PackStore
 
 
@@ -30,8 +37,9 @@ from lockgate.store.packs import PackStore
 def remote(folder: Path) -> Iterator[RemoteObjects]:
     """Objects of a real HTTP server over a local store."""
     ledger = MemoryLedger()
-    registry = Registry(ledger, PackStore(LocalBlobs(folder)), ManualClock())
-    control = SimpleNamespace(token="t" * 40, registry=registry, commands=None)
+    store = PackStore(LocalBlobs(folder))
+    registry = Registry(ledger, store, ManualClock())
+    control = SimpleNamespace(token="t" * 40, registry=registry, commands=None, store=store)
     listener = socket.create_server(("127.0.0.1", 0))
     app = create_app(control)  # type: ignore[arg-type]
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
@@ -47,11 +55,36 @@ def remote(folder: Path) -> Iterator[RemoteObjects]:
         listener.close()
 
 
-@pytest.fixture(params=["memory", "local", "remote"])
+PARAMS = [
+    "memory",
+    "local",
+    "encrypted",
+    "remote",
+    "pulled",
+    pytest.param("s3", marks=pytest.mark.s3),
+]
+
+
+@pytest.fixture(params=PARAMS)
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Objects]:
     if request.param == "remote":
         with remote(tmp_path / "store") as found:
             yield found
+    elif request.param == "pulled":
+        with remote(tmp_path / "store") as found:
+            cache = PackStore(LocalBlobs(tmp_path / "cache"))
+            yield PulledObjects(found._client, cache)
+    elif request.param == "encrypted":
+        create(tmp_path / "keys.json")
+        options = BackendOptions(key_file=tmp_path / "keys.json")
+        yield PackStore(open_blobs(str(tmp_path / "store"), options))
+    elif request.param == "s3":
+        s3 = request.getfixturevalue("s3")
+        options = BackendOptions(
+            endpoint=s3["endpoint"], region=s3["region"], allow_http=True,
+            access_key=s3["access_key"], secret_key=s3["secret_key"],
+        )  # fmt: skip
+        yield PackStore(open_blobs(f"s3://{s3['bucket']}/{uuid.uuid4().hex}", options))
     elif request.param == "memory":
         yield PackStore(MemoryBlobs())
     else:
@@ -142,3 +175,29 @@ def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
 def test_what_is_not_here_can_not_be_made_durable(objects: Objects) -> None:
     with pytest.raises(NotFoundError):
         objects.flush([digest_of(b"nowhere")])
+
+
+def test_a_fine_tune_takes_a_fraction_of_its_base_on_every_backend(objects: Objects) -> None:
+    rng = np.random.default_rng(1)
+    grid = Grid(dtype="F16", shape=(64, 1024))
+    base = (rng.standard_normal(grid.shape) / 32).astype(np.float16)
+    child = (base + rng.standard_normal(grid.shape) * 1e-5).astype(np.float16)
+    first, second = (
+        Object(digest=digest_of(part.tobytes()), data=part.tobytes(), grid=grid)
+        for part in (base, child)
+    )
+    objects.put([first])
+    objects.flush([first.digest])
+    source = Source(grid=grid, pieces=((first.digest, len(first.data)),))
+    objects.put([replace(second, sources=(source,))])
+    objects.flush([second.digest])
+    assert objects.get(second.digest) == second.data
+    if isinstance(objects, PulledObjects):
+        assert objects.travelled < len(first.data)  # the base by its planes, then a difference
+        before = objects.travelled
+        assert objects.get(first.digest) == first.data
+        assert objects.travelled == before
+    if isinstance(objects, PackStore):
+        place = objects.place(second.digest)
+        assert place
+        assert place.length < len(second.data) / 4

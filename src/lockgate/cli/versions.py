@@ -291,6 +291,7 @@ def restore(ctx: Context, model: str, version: str, folder: Path) -> None:
         objects = client.objects()
         manifest = parse(bytes(objects.get(Digest(found["digest"]))))
         recipe(manifest, folder, objects, report)
+        objects.flush(())
     ctx.output.value({"folder": str(folder), "digest": found["digest"]}, quiet=folder)
     ctx.output.say(f"{model} v{found['number']} is in {folder} ({size(manifest.size)})")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import socket
@@ -31,6 +32,7 @@ from lockgate.server.config import Settings, load_settings, run_folder
 from lockgate.server.versions import Versions
 from lockgate.store.blobs.api import BackendOptions, Blobs
 from lockgate.store.blobs.open import open_blobs
+from lockgate.store.durable import write_durably
 from lockgate.store.pack import FOLDER
 from lockgate.store.packs import PackStore
 
@@ -54,6 +56,7 @@ class Control:
         self.token = ensure_token(home)
         self.ledger = SqliteLedger(home / "ledger.db")
         self.samples = SqliteSamples(home / "samples.db")
+        _probe(home, settings)
         self.store = PackStore(open_store(home, settings))
         self.registry = Registry(self.ledger, self.store, self.clock)
         self.keeper = Keeper(self.registry, self.store, self.clock, self.ledger.copy)
@@ -137,18 +140,34 @@ class Control:
 
 def open_store(home: Path, settings: Settings) -> Blobs:
     """Returns the backend of the store: where the settings say, or `store/` in the home folder."""
-    return open_blobs(
-        settings.store or str(home / "store"),
-        BackendOptions(
-            endpoint=settings.store_endpoint or None,
-            region=settings.store_region or None,
-            allow_http=settings.store_allow_http,
-            cache_folder=home / "cache" if settings.store_cache_bytes else None,
-            cache_bytes=settings.store_cache_bytes or 1,
-            cache_only=(FOLDER,),
-            key_file=Path(settings.store_key_file) if settings.store_key_file else None,
-        ),
+    where = settings.store or str(home / "store")
+    return open_blobs(where, _backend_options(home, settings))
+
+
+def _backend_options(home: Path, settings: Settings) -> BackendOptions:
+    return BackendOptions(
+        endpoint=settings.store_endpoint or None,
+        region=settings.store_region or None,
+        allow_http=settings.store_allow_http,
+        cache_folder=home / "cache" if settings.store_cache_bytes else None,
+        cache_bytes=settings.store_cache_bytes or 1,
+        cache_only=(FOLDER,),
+        key_file=Path(settings.store_key_file) if settings.store_key_file else None,
     )
+
+
+def _probe(home: Path, settings: Settings) -> None:
+    """Notes once what an object store can do; nothing rests on it."""
+    note = home / "store.json"
+    if not settings.store.startswith("s3://") or note.exists():
+        return
+    from lockgate.store.blobs.s3 import S3Blobs, probe
+
+    blobs = S3Blobs(settings.store, _backend_options(home, settings))
+    found = probe(blobs)
+    body = {"store": settings.store, "conditional_create": found.conditional_create}
+    write_durably(note, json.dumps(body).encode(), home)
+    _log.info("the object store: %s", body)
 
 
 def find_backups(url: str, options: Mapping[str, Any]) -> list[Backup]:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
 from lockgate.core.codec import to_json
-from lockgate.core.digests import Digest
+from lockgate.core.digests import Digest, parse_digest
 from lockgate.core.errors import LockgateError
 from lockgate.core.names import check_model
 from lockgate.registry.keep.bundle import export_bundle, import_bundle
@@ -75,6 +75,7 @@ def router(control: Control, caller: Caller) -> APIRouter:
     api = APIRouter(tags=["store"])
     _upkeep(api, control)
     _copies(api, control)
+    _frames(api, control)
     _bundles(api, control, caller)
     return api
 
@@ -134,6 +135,14 @@ def _copies(api: APIRouter, control: Control) -> None:
                     "position": done.position}  # fmt: skip
 
         return _told(work)
+
+
+def _frames(api: APIRouter, control: Control) -> None:
+    @api.get("/frames/{digest}")
+    def frame(digest: str) -> Response:
+        """Returns an object's frame as it is stored, for a node that has what it is made from."""
+        data = control.store.frame_bytes(parse_digest(digest))
+        return Response(data, media_type="application/octet-stream")
 
 
 def _bundles(api: APIRouter, control: Control, caller: Caller) -> None:
