@@ -36,10 +36,10 @@ models:
 	sh scripts/environment.sh $(PYTHON) $(VENV)/train train
 	$(VENV)/train/bin/python scripts/train_demo_models.py
 
-$(DEMO)/ready: pyproject.toml scripts/environment.sh $(shell find src -name '*.py' -o -name '*.sql')
+$(DEMO)/ready: pyproject.toml scripts/environment.sh $(shell find src -name '*.py' -o -name '*.sql' -o -name '*.[ch]')
 	sh scripts/environment.sh $(PYTHON) $(DEMO)
 
-$(DEV)/ready: pyproject.toml scripts/environment.sh
+$(DEV)/ready: pyproject.toml scripts/environment.sh $(wildcard src/lockgate/store/codec/native/*)
 	sh scripts/environment.sh $(PYTHON) $(DEV) $(EXTRAS)
 
 # The C kernel under the address and undefined-behaviour sanitizers: made-up tensors at every level,

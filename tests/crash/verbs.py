@@ -48,7 +48,9 @@ class Home:
 
     def publish(self, folder: Path) -> None:
         """Publishes a folder."""
-        publish(folder, "a/b", objects=self.store, shelf=self.registry, details=Details(), actor="x")
+        publish(
+            folder, "a/b", objects=self.store, shelf=self.registry, details=Details(), actor="x"
+        )
 
     def versions(self) -> int:
         """Reads every version; returns how many there are."""
