@@ -10,6 +10,8 @@
 #define LG_X86 1
 #endif
 
+#define COUNTERS 4
+#define COUNTS (LG_MAX_CONTEXTS * 256 + 272) /* not whole pages apart, or equal places would alias */
 #define WORDS_AHEAD 80 /* words that a step of 64 may read before it looks at the end */
 
 static uint32_t lanes_for(size_t count) { return count < 8192 ? 4 : 64; }
@@ -93,23 +95,28 @@ static int take_table(lg_input *in, uint32_t *table)
 
 /* ---- encoding ---- */
 
-static void histogram(uint32_t *counts, const uint8_t *symbols, const uint8_t *contexts_of, size_t count,
-                      uint32_t *spare)
+/* Counts symbols under contexts. Neighbours are often equal: four tables keep them from waiting for
+ * one another. */
+static void histogram(uint32_t (*counts)[COUNTS], const uint8_t *symbols,
+                      const uint8_t *contexts_of, size_t count)
 {
     size_t i = 0;
     if (!contexts_of) {
-        for (; i + 2 <= count; i += 2) {
-            counts[symbols[i]]++;
-            spare[symbols[i + 1]]++;
+        for (; i + 4 <= count; i += 4) {
+            counts[0][symbols[i]]++;
+            counts[1][symbols[i + 1]]++;
+            counts[2][symbols[i + 2]]++;
+            counts[3][symbols[i + 3]]++;
         }
-        if (i < count) counts[symbols[i]]++;
-        return;
+    } else {
+        for (; i + 4 <= count; i += 4) {
+            counts[0][(uint32_t)contexts_of[i] << 8 | symbols[i]]++;
+            counts[1][(uint32_t)contexts_of[i + 1] << 8 | symbols[i + 1]]++;
+            counts[2][(uint32_t)contexts_of[i + 2] << 8 | symbols[i + 2]]++;
+            counts[3][(uint32_t)contexts_of[i + 3] << 8 | symbols[i + 3]]++;
+        }
     }
-    for (; i + 2 <= count; i += 2) {
-        counts[(uint32_t)contexts_of[i] << 8 | symbols[i]]++;
-        spare[(uint32_t)contexts_of[i + 1] << 8 | symbols[i + 1]]++;
-    }
-    if (i < count) counts[(uint32_t)contexts_of[i] << 8 | symbols[i]]++;
+    for (; i < count; i++) counts[0][(contexts_of ? (uint32_t)contexts_of[i] << 8 : 0) | symbols[i]]++;
 }
 
 /* Encodes elements [begin, end) from the last to the first; returns the new head of the words. */
@@ -248,24 +255,25 @@ static uint64_t coded_bits(const uint32_t *counts, const uint32_t *freqs, int co
 }
 
 typedef struct {
-    uint32_t counts[LG_MAX_CONTEXTS * 256], spare[LG_MAX_CONTEXTS * 256], freqs[LG_MAX_CONTEXTS * 256];
+    uint32_t counts[COUNTERS][COUNTS], freqs[LG_MAX_CONTEXTS * 256];
     uint32_t table[LG_MAX_CONTEXTS * 256];
 } workspace;
 
 static uint32_t build(workspace *work, const uint8_t *symbols, const uint8_t *contexts_of, size_t count,
                       int contexts)
 {
-    histogram(work->counts, symbols, contexts_of, count, work->spare);
+    histogram(work->counts, symbols, contexts_of, count);
     for (int c = 0; c < contexts; c++) {
         uint32_t sum = 0;
-        for (int s = 0; s < 256; s++) work->counts[c * 256 + s] += work->spare[c * 256 + s];
-        normalise(work->counts + c * 256, work->freqs + c * 256);
+        for (int s = 0; s < 256; s++)
+            for (int t = 1; t < COUNTERS; t++) work->counts[0][c * 256 + s] += work->counts[t][c * 256 + s];
+        normalise(work->counts[0] + c * 256, work->freqs + c * 256);
         for (int s = 0; s < 256; s++) {
             work->table[c * 256 + s] = work->freqs[c * 256 + s] << 12 | (sum & (LG_SCALE - 1));
             sum += work->freqs[c * 256 + s];
         }
     }
-    return segment_bits(coded_bits(work->counts, work->freqs, contexts), count);
+    return segment_bits(coded_bits(work->counts[0], work->freqs, contexts), count);
 }
 
 int lg_rans_encode(lg_bytes *out, const uint8_t *symbols, const uint8_t *contexts_of, size_t count,
