@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from lockgate.core.digests import Digest, digest_of
-from lockgate.core.errors import LockgateError, PortError, UsageError
+from lockgate.core.errors import IntegrityError, LockgateError, PortError, UsageError
 from lockgate.registry.bases import Bases, Shapes, folder_shapes
 from lockgate.registry.manifest import Manifest, encode, parse
 from lockgate.registry.scan import FolderPlan, scan
@@ -26,6 +26,7 @@ from lockgate.store.split import Cut, FilePlan, Run, check_unchanged, cuts
 _BATCH_BYTES = 16 * 1024 * 1024
 _BATCH_OBJECTS = 512
 _MAX_WORKERS = 4
+_TRIES = 3
 
 
 class Shelf(Protocol):
@@ -62,23 +63,33 @@ def publish(
     """
     plan = scan(folder, exclude)
     parents = [edge.digest for edge in details.lineage]
-    found = shelf.bases(model, folder_shapes(plan), parents)
-    bases = Bases([parse(bytes(objects.get(digest))) for digest in found])
-    sender = Sender(objects, plan, bases, report)
-    try:
-        artifacts = _store(plan, sender)
-        text = encode(Manifest(artifacts=artifacts, folders=plan.folders))
-        objects.put([Object(digest=digest_of(text), data=text, hashed=True)])
-        objects.flush(())
-        return shelf.commit(model, text, sender.counted(details), actor=actor)
-    except PortError:
-        raise
-    except LockgateError:
-        shelf.discard(sender.sent)
-        raise
+    for attempt in range(_TRIES):
+        found = shelf.bases(model, folder_shapes(plan), parents)
+        bases = Bases([parse(bytes(objects.get(digest))) for digest in found])
+        sender = Sender(objects, plan, bases, report)
+        try:
+            text = _store(plan, sender)
+            return shelf.commit(model, text, sender.counted(details), actor=actor)
+        except PortError:
+            raise
+        except LockgateError as error:
+            if isinstance(error, IntegrityError) and attempt < _TRIES - 1:
+                objects.flush(())  # what it counted on was garbage a moment ago: send it again
+                continue
+            shelf.discard(sender.sent)
+            raise
+    raise AssertionError  # the last try returns or raises
 
 
-def _store(plan: FolderPlan, sender: Sender) -> tuple[Artifact, ...]:
+def _store(plan: FolderPlan, sender: Sender) -> bytes:
+    """Stores every file and the manifest, for good; returns the manifest's text."""
+    artifacts = _store_files(plan, sender)
+    text = encode(Manifest(artifacts=artifacts, folders=plan.folders))
+    sender.finish(Object(digest=digest_of(text), data=text, hashed=True))
+    return text
+
+
+def _store_files(plan: FolderPlan, sender: Sender) -> tuple[Artifact, ...]:
     """Stores every file: cut in order, hashed and sent by a few threads."""
     workers = max(2, min(_MAX_WORKERS, os.cpu_count() or 1))
     with ThreadPoolExecutor(workers, thread_name_prefix="publish") as pool:
@@ -183,6 +194,11 @@ class Sender:
             batch, self._batch, self._batch_bytes = self._batch, {}, 0
             self._send(batch)
         self._tell(path)
+
+    def finish(self, manifest: Object) -> None:
+        """Sends the manifest; returns when everything that was sent is durable."""
+        self._objects.put([manifest])
+        self._objects.flush(())
 
     def _send(self, batch: dict[Digest, Object]) -> None:
         if not batch:

@@ -172,6 +172,29 @@ def test_a_publish_that_counted_on_condemned_bytes_sends_them_again(
     assert home.whole() == 1
 
 
+def test_a_publish_is_not_disturbed_by_a_collection_without_grace(
+    home: Home, tmp_path: Path
+) -> None:
+    model = weights(tmp_path / "m1", 1)
+    client = PackStore(LocalBlobs(home.folder / "store"))  # a process of its own
+    collections = []
+
+    class Shelf:
+        """The server's, where somebody collects garbage just before the commit."""
+
+        discard, bases = home.registry.discard, home.registry.bases
+
+        def commit(self, *given: Any, actor: str) -> Published:
+            if not collections:
+                collections.append(home.keeper.gc(quiet, grace_s=0.0))
+            return home.registry.commit(*given, actor=actor)
+
+    done = publish(model, MODEL, objects=client, shelf=Shelf(), details=Details(), actor="x")
+    assert collections[0].swept > 0  # all that had been sent
+    assert done.created
+    assert home.whole() == 1
+
+
 def test_gc_removes_nothing_while_a_manifest_can_not_be_read(home: Home, tmp_path: Path) -> None:
     version = home.publish(weights(tmp_path / "m1", 1)).version
     loose(home, b"x" * 1000)
