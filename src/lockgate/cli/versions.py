@@ -14,6 +14,7 @@ from lockgate.core.errors import IntegrityError, UsageError
 from lockgate.core.events import Edge, Relation
 from lockgate.core.names import check_model, split_reference
 from lockgate.core.units import size
+from lockgate.host.memory import keep_freed_memory
 
 Json = dict[str, Any]
 _SHOWN = 40
@@ -48,6 +49,7 @@ def publish(
     from lockgate.registry.service import Details
 
     check_model(model)
+    keep_freed_memory()
     with ctx.client() as client, ctx.output.progress() as report:
         objects = client.objects()
         details = Details(
@@ -286,6 +288,7 @@ def restore(ctx: Context, model: str, version: str, folder: Path) -> None:
     from lockgate.registry.manifest import parse
     from lockgate.registry.restore import restore as recipe
 
+    keep_freed_memory()
     with ctx.client() as client, ctx.output.progress() as report:
         found = client.get(f"/models/{check_model(model)}/versions/{version}")
         objects = client.objects()

@@ -14,13 +14,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import numpy as np
+
 from lockgate.core.digests import Digest, digest_of
 from lockgate.core.errors import IntegrityError, LockgateError, PortError, UsageError
 from lockgate.registry.bases import Bases, Shapes, folder_shapes
 from lockgate.registry.manifest import Manifest, encode, parse
 from lockgate.registry.scan import FolderPlan, scan
 from lockgate.registry.service import Details, Published
-from lockgate.store.api import Artifact, Object, Objects, Piece, Progress, Report, Source
+from lockgate.store.api import (
+    PIECE_BYTES,
+    Artifact,
+    Object,
+    Objects,
+    Piece,
+    Progress,
+    Report,
+    Source,
+)
 from lockgate.store.split import Cut, FilePlan, Run, check_unchanged, cuts
 
 _BATCH_BYTES = 16 * 1024 * 1024
@@ -158,9 +169,10 @@ class Sender:
 
     def store(self, file: BinaryIO, cut: Cut, sources: tuple[Source, ...]) -> Piece:
         """Reads, hashes and stores one piece."""
-        buffer: bytearray = getattr(self._local, "buffer", None) or bytearray(4 << 20)
-        self._local.buffer = buffer
-        view = memoryview(buffer)[: cut.size]
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < cut.size:
+            buffer = self._local.buffer = np.empty(max(cut.size, PIECE_BYTES), np.uint8).data
+        view = buffer[: cut.size]
         if os.preadv(file.fileno(), [view], cut.begin) != cut.size:
             raise UsageError("a file became shorter while it was published")
         digest = digest_of(view)
@@ -169,9 +181,11 @@ class Sender:
             new = digest not in self._seen
             self._seen.add(digest)
         if new:
-            data = bytes(view)
+            large = cut.size > PIECE_BYTES // 4
+            if large:
+                self._local.buffer = None  # these bytes are the batch's now
             self._add(
-                Object(digest=digest, data=data, grid=cut.run.grid, sources=sources,
+                Object(digest=digest, data=view if large else bytes(view), grid=cut.run.grid, sources=sources,
                        begin=cut.begin - cut.run.begin, hashed=True)
             )  # fmt: skip
         self._tell("")

@@ -26,7 +26,7 @@ from lockgate.store.api import Artifact, Objects, Piece, Progress, Report
 from lockgate.store.durable import sync_folder
 
 _MAX_WORKERS = 4
-_AHEAD = 8
+_AHEAD = 3
 Buffer = bytes | bytearray | memoryview
 
 

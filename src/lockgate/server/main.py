@@ -13,6 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from lockgate.core.errors import UsageError
+from lockgate.host.memory import keep_freed_memory
 from lockgate.server.app import create_app
 from lockgate.server.config import Settings
 from lockgate.server.wiring import Control, near_store
@@ -33,6 +34,7 @@ def run_server(home: Path, settings: Settings, *, tell: Callable[[str], None]) -
         raise UsageError(f"the home folder {home} can't be used: {error.strerror}") from error
     listener = _listen(settings.host, settings.port)
     ended = _end_on_signals()
+    keep_freed_memory()
     try:
         control = Control(home, settings)
         try:

@@ -9,6 +9,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from lockgate.core.errors import UsageError
 
 Buffer = bytes | bytearray | memoryview
@@ -28,14 +30,17 @@ class Kernel:
         self._level = level
         self._lent = threading.local()
 
-    def _scratch(self, size: int) -> bytearray:
-        """Returns this thread's memory to lend for a call on `size` bytes of elements."""
+    def _scratch(self, size: int) -> memoryview:
+        """Returns this thread's memory to lend for a call on `size` bytes of elements.
+
+        It is not zeroed: pages that no call touches cost nothing.
+        """
         wanted: int = self._module.scratch_size(size)
         if wanted > _KEPT:
-            return bytearray(wanted)
-        found: bytearray = getattr(self._lent, "memory", bytearray())
-        if len(found) < wanted:
-            found = self._lent.memory = bytearray(wanted)
+            return np.empty(wanted, np.uint8).data
+        found: memoryview | None = getattr(self._lent, "memory", None)
+        if found is None or len(found) < wanted:
+            found = self._lent.memory = np.empty(max(wanted, 1), np.uint8).data
         return found
 
     def delta_encode(self, data: Buffer, base: Buffer, kind: int, group: int) -> bytes:

@@ -245,10 +245,37 @@ def _pull(
     return out.reshape(many, steps * lanes)[:, :size].ravel()
 
 
+def _log(value: int) -> int:
+    """Returns the binary logarithm of a count above 0, in 1/256."""
+    whole = value.bit_length() - 1
+    result = whole << 8
+    x = value << (31 - whole)
+    bit = 128
+    while bit:
+        x = x * x >> 31
+        if x >> 32:
+            x >>= 1
+            result |= bit
+        bit >>= 1
+    return result
+
+
+def _is_noise(symbols: Bytes) -> bool:
+    """Says whether every 8th byte shows that coding would save less than a hundredth."""
+    if symbols.size < 8192:
+        return False
+    counts = np.bincount(symbols[::8], minlength=256).tolist()
+    total = sum(counts)
+    bits = sum(count * (_log(total) - _log(count)) for count in counts if count)
+    return bool(bits > total * (8 * 256 * 99 // 100))
+
+
 def encode_array(symbols: Bytes) -> bytes:
     """Returns an array of bytes: constant, rANS, or raw, whichever is least."""
     if not symbols.size or (symbols == symbols[0]).all():
         return bytes((1, int(symbols[0]) if symbols.size else 0))
+    if _is_noise(symbols):
+        return b"\0" + symbols.tobytes()
     coded = b"\2" + encode(symbols, None, 1)
     return coded if len(coded) <= symbols.size else b"\0" + symbols.tobytes()
 

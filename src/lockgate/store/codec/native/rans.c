@@ -451,6 +451,33 @@ int lg_rans_finish(const lg_rans *block, const lg_segment *segment)
 
 /* ---- arrays of bytes ---- */
 
+/* The binary logarithm of a count above 0, in 1/256. */
+static uint32_t log_of(uint32_t value)
+{
+    uint32_t whole = 31 - (uint32_t)__builtin_clz(value), result = whole << 8;
+    uint64_t x = (uint64_t)value << (31 - whole); /* from 2^31 to 2^32 - 1: one and a fraction */
+    for (uint32_t bit = 128; bit; bit >>= 1) {
+        x = x * x >> 31;
+        if (x >> 32) {
+            x >>= 1;
+            result |= bit;
+        }
+    }
+    return result;
+}
+
+/* Whether every 8th byte says that coding would save less than a hundredth: noise stays as it is. */
+static int is_noise(const uint8_t *symbols, size_t count)
+{
+    uint32_t counts[256] = {0}, total = 0;
+    uint64_t bits = 0;
+    if (count < 8192) return 0;
+    for (size_t i = 0; i < count; i += 8, total++) counts[symbols[i]]++;
+    for (int s = 0; s < 256; s++)
+        if (counts[s]) bits += (uint64_t)counts[s] * (log_of(total) - log_of(counts[s]));
+    return bits > (uint64_t)total * (8 * 256 * 99 / 100);
+}
+
 int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_arena arena, int level)
 {
     size_t at = out->size, same = 0;
@@ -461,10 +488,12 @@ int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_aren
         lg_put_u8(out, count ? symbols[0] : 0);
         return out->failed ? LG_NOMEM : LG_OK;
     }
-    lg_put_u8(out, 2);
-    status = lg_rans_encode(out, symbols, NULL, count, 1, arena, level);
-    if (status || out->size - at <= count) return status;
-    out->size = at;
+    if (!is_noise(symbols, count)) {
+        lg_put_u8(out, 2);
+        status = lg_rans_encode(out, symbols, NULL, count, 1, arena, level);
+        if (status || out->size - at <= count) return status;
+        out->size = at;
+    }
     lg_put_u8(out, 0);
     lg_put(out, symbols, count);
     return out->failed ? LG_NOMEM : LG_OK;
