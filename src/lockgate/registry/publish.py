@@ -185,9 +185,15 @@ class Sender:
             if large:
                 self._local.buffer = None  # these bytes are the batch's now
             self._add(
-                Object(digest=digest, data=view if large else bytes(view), grid=cut.run.grid, sources=sources,
-                       begin=cut.begin - cut.run.begin, hashed=True)
-            )  # fmt: skip
+                Object(
+                    digest=digest,
+                    data=view if large else bytes(view),
+                    grid=cut.run.grid,
+                    begin=cut.begin - cut.run.begin,
+                    sources=sources,
+                    hashed=True,
+                )
+            )
         self._tell("")
         return cut.piece(digest)
 
