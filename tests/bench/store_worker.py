@@ -45,6 +45,9 @@ class Lockgate(Peer):
         import lockgate.registry.publish
         import lockgate.registry.restore
         import lockgate.store.packs  # noqa: F401
+        from lockgate.host.memory import keep_freed_memory
+
+        keep_freed_memory()  # as the command line does
 
     def _open(self):
         from lockgate.core.clock import SystemClock

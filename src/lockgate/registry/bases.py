@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what reads folders is heavy, and who answers for them has n
 
 _MOST = 4
 _ALIKE = 2
+_OWN = 20
 _ENDINGS = ("_scale", ".scale", ".weight_scale", "_scales", ".scales", ".absmax", ".qweight")
 Shapes = Mapping[tuple[str, tuple[int, ...]], int]
 
@@ -44,7 +45,7 @@ def candidates(
     declared = set(parents)
     own = models.get(model, Model(name=model))
     ordered = [v for m in models.values() for v in m.versions if v.digest in declared]
-    ordered += reversed(own.versions[-3:])
+    ordered += reversed(own.versions[-_OWN:])
     ordered += [v for v in own.versions if v.number in set(own.aliases.values())]
     ordered += [m.versions[-1] for m in models.values() if m.versions]
     for version in ordered:

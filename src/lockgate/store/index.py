@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +39,8 @@ class Index:
         self._packs: dict[str, Entries] = {}
         self._names: list[str] = []
         self._keys: NDArray[np.uint64] = np.zeros(0, np.uint64)
-        self._owner: NDArray[np.uint32] = np.zeros(0, np.uint32)
-        self._row: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._rows: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._ends: list[int] = []
         self._recent: dict[bytes, tuple[str, int]] = {}
         self._hidden: set[tuple[bytes, str]] = set()
         self._deps: dict[str, tuple[bytes, NDArray[np.uint32]]] = {}
@@ -86,14 +88,10 @@ class Index:
     def _sort(self) -> None:
         self._names = list(self._packs)
         keys = [_keys(self._packs[name]) for name in self._names]
-        sizes = [key.size for key in keys]
         joined = np.concatenate([*keys, np.zeros(0, np.uint64)])
-        owner = np.repeat(np.arange(len(sizes), dtype=np.uint32), sizes)
-        row = np.concatenate(
-            [*(np.arange(n, dtype=np.uint32) for n in sizes), np.zeros(0, np.uint32)]
-        )
         order = np.argsort(joined, kind="stable")
-        self._keys, self._owner, self._row = joined[order], owner[order], row[order]
+        self._keys, self._rows = joined[order], order.astype(np.uint32)
+        self._ends = list(accumulate(key.size for key in keys))
         self._recent = {}
 
     def find(self, digest: Digest) -> Place | None:
@@ -109,12 +107,17 @@ class Index:
         key = np.frombuffer(raw, "<u8", 1)[0]
         at = int(np.searchsorted(self._keys, key))
         while at < self._keys.size and self._keys[at] == key:
-            pack, row = self._names[self._owner[at]], int(self._row[at])
+            pack, row = self._split(int(self._rows[at]))
             same = self._packs[pack][row]["digest"].tobytes() == raw
             if same and (raw, pack) not in self._hidden:
                 return pack, row
             at += 1
         return None
+
+    def _split(self, number: int) -> tuple[str, int]:
+        """Returns the pack and the row in it of an entry, by its number among all."""
+        at = bisect_right(self._ends, number)
+        return self._names[at], number - (self._ends[at - 1] if at else 0)
 
     def deps(self, digest: Digest) -> tuple[Digest, ...]:
         """Returns what an object's frame depends on; nothing for one that is in no pack."""

@@ -79,7 +79,7 @@ def read_index(blobs: Blobs, name: str, size: int) -> tuple[Entries, bytes]:
         index = b""
     if blake3(index).digest() != check:
         raise _unsound(name, "its index does not have its checksum")
-    entries = np.frombuffer(index, ENTRY, count)
+    entries = np.frombuffer(index, ENTRY, count).copy()  # or it would keep the whole index
     _check(entries, begin, length, name)
     return entries, index[count * ENTRY.itemsize :]
 

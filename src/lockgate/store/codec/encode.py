@@ -22,6 +22,7 @@ from lockgate.store.codec.frame import (  # isort: skip
 from lockgate.store.codec.kernel import Kernel
 
 Buffer = bytes | bytearray | memoryview
+_RECIPE_DEPTH = MAX_DEPTH + 1
 _TINY = 128
 _SAMPLE = 131_072
 _GAIN = 0.97
@@ -147,12 +148,14 @@ class Encoder:
             return
         nearest, likeness = None, _ALIKE
         for begin, block, stride in islice(_places(given, grid, source.grid), _PLACES):
-            made = self._make(source, begin, block, stride, size, grid)
-            if made is None or len(made.source) != size:
-                continue
-            if same(made.source, given.data):
+            made = self._make(source, begin, block, stride, size, grid, _RECIPE_DEPTH)
+            if made is not None and same(made.source, given.data):
                 yield Encoded(frame=replace(made.frame, codec=COPY))
                 return
+            if made is not None and made.frame.depth > MAX_DEPTH:
+                made = self._make(source, begin, block, stride, size, grid)
+            if made is None or len(made.source) != size:
+                continue
             found = _likeness(given.data, made.source, grid) if grid.kind else 0
             if found > likeness:
                 nearest, likeness = made, found
@@ -162,14 +165,15 @@ class Encoder:
             yield nearest
 
     def _make(
-        self, source: Source, begin: int, block: int, stride: int, size: int, grid: Grid
-    ) -> _Made | None:
+        self, source: Source, begin: int, block: int, stride: int, size: int, grid: Grid,
+        most: int = MAX_DEPTH,
+    ) -> _Made | None:  # fmt: skip
         """Returns the bytes of `source` from `begin` on, and the frame that names them."""
         found = _parts(source, begin, block, stride, size)
         if found is None:
             return None
         named, parts = found
-        deps = self._shallow(named)
+        deps = self._shallow(named, most)
         if deps is None:
             return None
         try:
@@ -184,12 +188,12 @@ class Encoder:
                       parts=() if whole else parts)  # fmt: skip
         return _Made(source=joined, frame=frame, grid=grid, first=source.pieces[0][0])
 
-    def _shallow(self, deps: tuple[Digest, ...]) -> tuple[Digest, ...] | None:
-        """Returns bases whose chains have room for one more, going up those that have none."""
+    def _shallow(self, deps: tuple[Digest, ...], most: int) -> tuple[Digest, ...] | None:
+        """Returns bases with chains shorter than `most`, going up those that are not."""
         found = []
         for digest in deps:
             base, depth = digest, self.depth(digest)
-            while depth is not None and depth >= MAX_DEPTH:
+            while depth is not None and depth >= most:
                 above = self.bases(base)
                 if not above:
                     return None
@@ -218,7 +222,7 @@ class Encoder:
             begin, span = given.begin // out * width, size // out * width
             probe = self._probe(codec, payload, source, begin, span, width, out, given)
             if probe:
-                made = self._make(source, begin, span, span, span, source.grid)
+                made = self._make(source, begin, span, span, span, source.grid, _RECIPE_DEPTH)
                 if made:
                     frame = replace(made.frame, codec=codec, size=size, payload=payload)
                     yield Encoded(frame=frame)
@@ -230,7 +234,7 @@ class Encoder:
         """Says whether the rule holds for the first bytes."""
         row = source.grid.row_bytes
         few = min(span, max(_PROBE // max(row, 1), 1) * max(row, width))
-        made = self._make(source, begin, few, few, few, source.grid)
+        made = self._make(source, begin, few, few, few, source.grid, _RECIPE_DEPTH)
         if made is None:
             return False
         try:

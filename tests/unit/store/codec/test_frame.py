@@ -95,7 +95,8 @@ HOSTILE = {
     "another format": by_hand((2, 0, 0, 0, 0, 0, 0)),
     "no codec": by_hand((1, 7, 0, 0, 0, 0, 0)),
     "a huge object": by_hand((1, 0, 0, 0, 0, MAX_OBJECT + 1, 0)),
-    "too deep": by_hand((1, 4, 2, 4, 0, 0, 0), DEPS),
+    "too deep": by_hand((1, 3, 2, 4, 0, 0, 0), DEPS),
+    "a recipe that is too deep": by_hand((1, 4, 2, 5, 0, 0, 0), DEPS),
     "deep without bases": by_hand((1, 4, 0, 1, 0, 0, 0)),
     "bases without depth": by_hand((1, 4, 2, 0, 0, 0, 0), DEPS),
     "too many bases": by_hand((1, 4, 65, 1, 0, 0, 0), bytes(65 * 32)),
@@ -123,6 +124,7 @@ def test_the_same_head_without_malice() -> None:
     """What the hostile ones are made from is taken."""
     assert parse(by_hand((1, 0, 0, 0, 0, 0, 0))) == Frame(codec=RAW, size=0, payload=b"")
     assert parse(by_hand((1, 4, 2, 3, 2, 2, 0), DEPS + part(dep=0) + part(dep=1))).depth == 3
+    assert parse(by_hand((1, 4, 2, 4, 0, 0, 0), DEPS)).depth == 4  # a recipe on a full chain
 
 
 def test_without_a_look_at_the_checksum() -> None:
