@@ -30,6 +30,7 @@ _PROBE = 4096
 _ZSTD_LEVEL = 3
 _RANKED = 0.06
 _REMEMBERED = 64
+_LAST = 1.2
 _PLACES = 256
 _ALIKE, _SURELY = 0.2, 0.9
 
@@ -118,7 +119,7 @@ class Encoder:
             return
         alone, deltas = self._estimate(given.data, grid, made)
         if deltas:
-            best = min(range(len(made)), key=deltas.__getitem__)
+            best = min(range(len(made)), key=lambda i: deltas[i] * _weight(made[i]))
             if deltas[best] < min(alone, size * _GAIN):
                 yield self._delta(given, made[best], deltas[best])
         if alone < size * _GAIN:
@@ -141,28 +142,35 @@ class Encoder:
         return scale * len(self.kernel.planes_encode(sample, kind)), deltas
 
     def _from_source(self, given: Object, grid: Grid, source: Source) -> Iterator[Encoded | _Made]:
-        """Yields recipes that hold exactly, and at most one base to take differences from."""
+        """Yields recipes that hold exactly, and a base to take differences from.
+
+        Where the chain is full, two: its nearest ancestor with room, and one that leaves some.
+        """
         size = len(given.data)
         if source.grid.dtype != grid.dtype:
             yield from self._recipes(given, grid, source)
             return
-        nearest, likeness = None, _ALIKE
+        nearest, roomy, likeness = None, None, _ALIKE
         for begin, block, stride in islice(_places(given, grid, source.grid), _PLACES):
             made = self._make(source, begin, block, stride, size, grid, _RECIPE_DEPTH)
             if made is not None and same(made.source, given.data):
                 yield Encoded(frame=replace(made.frame, codec=COPY))
                 return
+            above = None
             if made is not None and made.frame.depth > MAX_DEPTH:
                 made = self._make(source, begin, block, stride, size, grid)
+                above = self._make(source, begin, block, stride, size, grid, MAX_DEPTH - 1)
             if made is None or len(made.source) != size:
                 continue
             found = _likeness(given.data, made.source, grid) if grid.kind else 0
             if found > likeness:
-                nearest, likeness = made, found
+                nearest, roomy, likeness = made, above, found
             if likeness > _SURELY:
                 break
         if nearest is not None:
             yield nearest
+        if roomy is not None and len(roomy.source) == size:
+            yield roomy
 
     def _make(
         self, source: Source, begin: int, block: int, stride: int, size: int, grid: Grid,
@@ -291,6 +299,11 @@ class Encoder:
         shared = Object(digest=digest_of(factors), data=factors,
                         grid=Grid(dtype="I16", shape=(rank, columns)))  # fmt: skip
         return own, source, (shared,)
+
+
+def _weight(made: _Made) -> float:
+    """Returns how much dearer a difference counts: the end of a chain has no room for the next."""
+    return _LAST if made.frame.depth >= MAX_DEPTH else 1.0
 
 
 def _raw(data: Buffer) -> Frame:
