@@ -131,12 +131,18 @@ class PackStore:
 
     def missing(self, sizes: Mapping[Digest, int]) -> set[Digest]:
         """See `Objects.missing`."""
-        absent = {digest for digest, size in sizes.items() if self._size(digest) != size}
-        absent |= {digest for digest in sizes if digest not in absent and not self._whole(digest)}
+        absent = self._absent(sizes)
         if absent and time.monotonic() - self._looked > _REFRESH_S:
             self.refresh()
-            absent = {digest for digest in absent if self._size(digest) != sizes[digest]}
+            absent = self._absent({digest: sizes[digest] for digest in absent})
         return absent
+
+    def _absent(self, sizes: Mapping[Digest, int]) -> set[Digest]:
+        return {
+            digest
+            for digest, size in sizes.items()
+            if self._size(digest) != size or not self._whole(digest)
+        }
 
     def _whole(self, digest: Digest) -> bool:
         """Says whether all that an object is made from is here."""

@@ -172,6 +172,21 @@ def test_a_publish_that_counted_on_condemned_bytes_sends_them_again(
     assert home.whole() == 1
 
 
+def test_an_object_whose_base_is_gone_is_missing_however_long_ago_one_looked(
+    home: Home, tmp_path: Path
+) -> None:
+    home.publish(weights(tmp_path / "m1", 1))
+    second = home.publish(weights(tmp_path / "m2", 2, moved=1e-4)).version
+    needed = home.registry.manifest(second.digest).objects()
+    base = next(b for digest in needed for b in home.store.bases(digest))
+    (pack,) = {place.pack for place in (home.store.place(base),) if place}
+    home.store.remove_packs([pack])
+    absent = home.store.missing(needed)
+    assert absent
+    home.store._looked = 0.0  # so that it looks again what others stored
+    assert home.store.missing(needed) == absent
+
+
 def test_a_publish_is_not_disturbed_by_a_collection_without_grace(
     home: Home, tmp_path: Path
 ) -> None:
