@@ -14,10 +14,9 @@ from lockgate.core.digests import Digest
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.api import Object
 from lockgate.store.codec.decode import decode_checked
+from lockgate.store.codec.dtypes import Buffer
 from lockgate.store.codec.frame import parse
 from lockgate.store.packs import PackStore
-
-Buffer = bytes | bytearray | memoryview
 
 
 class PulledObjects:

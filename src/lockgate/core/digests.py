@@ -70,3 +70,13 @@ def short(digest: str) -> str:
 def hex_of(digest: str) -> str:
     """Returns the hexadecimal part alone."""
     return digest.removeprefix("blake3:")
+
+
+def raw_of(digest: str) -> bytes:
+    """Returns the digest's 32 bytes, as formats have them."""
+    return bytes.fromhex(hex_of(digest))
+
+
+def from_raw(raw: bytes | memoryview) -> Digest:
+    """Returns the digest of those 32 bytes."""
+    return Digest("blake3:" + raw.hex())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lockgate.core.digests import Digest
@@ -24,14 +23,6 @@ _ALIKE = 2
 _OWN = 20
 _ENDINGS = ("_scale", ".scale", ".weight_scale", "_scales", ".scales", ".absmax", ".qweight")
 Shapes = Mapping[tuple[str, tuple[int, ...]], int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Likeness:
-    """A stored version that a folder is like, from 0 (not at all) to 1 (every tensor fits)."""
-
-    version: Version
-    score: float
 
 
 def candidates(

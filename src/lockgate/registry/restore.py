@@ -23,11 +23,11 @@ from lockgate.core.errors import (
 )
 from lockgate.registry.manifest import Manifest
 from lockgate.store.api import Artifact, Objects, Piece, Progress, Report
+from lockgate.store.codec.dtypes import Buffer
 from lockgate.store.durable import sync_folder
 
 _MAX_WORKERS = 4
 _AHEAD = 3
-Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from lockgate.core.digests import Digest, digest_of, hex_of
+from lockgate.core.digests import Digest, digest_of, raw_of
 from lockgate.store.codec.dtypes import PIECE_BYTES, Grid, Object, Source
 
 __all__ = [
@@ -48,7 +48,7 @@ class Artifact:
         """One name for the content: its piece's digest, or the digest of its pieces' digests."""
         if len(self.pieces) == 1:
             return Digest(self.pieces[0].digest)
-        return digest_of(b"".join(bytes.fromhex(hex_of(piece.digest)) for piece in self.pieces))
+        return digest_of(b"".join(raw_of(piece.digest) for piece in self.pieces))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

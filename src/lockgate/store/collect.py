@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from lockgate.core.digests import Digest
+from lockgate.core.digests import Digest, from_raw
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.pack import FOLDER, Entries, to_digest
 from lockgate.store.packs import CONDEMNED, PackStore
@@ -158,4 +158,4 @@ def repack(store: PackStore, report: Callable[[int, int], None]) -> int:
 def digests_of(entries: Entries) -> list[Digest]:
     """Returns the digests of a pack's entries."""
     joined = entries["digest"].tobytes()
-    return [Digest("blake3:" + joined[at : at + 32].hex()) for at in range(0, len(joined), 32)]
+    return [from_raw(joined[at : at + 32]) for at in range(0, len(joined), 32)]

@@ -11,24 +11,12 @@ from pathlib import Path
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_durably(path: Path, data: bytes, tmp: Path, *, name_too: bool = True) -> None:
+def write_durably(path: Path, data: bytes, tmp: Path) -> None:
     """Makes `path` hold `data`, whole or not at all; leaves nothing in `tmp` when it fails.
 
-    `tmp` is a folder of the same file system. Without `name_too` the name itself may be lost in a
-    power failure until `sync_folder`. Raises OSError.
+    `tmp` is a folder of the same file system. Raises OSError.
     """
-    draft = tmp / f"{path.name[:32]}.{uuid.uuid4().hex}"
-    try:
-        with draft.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    if name_too:
-        sync_folder(path.parent)
+    stream_durably(path, [data], tmp)
 
 
 def stream_durably(path: Path, parts: Iterable[bytes | memoryview], tmp: Path) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lockgate.core import canonical
-from lockgate.core.digests import Digest, hex_of, parse_digest
+from lockgate.core.digests import from_raw, parse_digest, raw_of
 from lockgate.core.errors import UsageError
 from lockgate.store.codec.dtypes import Grid, Object, Source
 
@@ -27,7 +27,7 @@ def pack(objects: Iterable[Object]) -> Iterator[bytes]:
     """Yields the frames of `objects`."""
     for given in objects:
         head = canonical.encode(_likeness(given))
-        yield _HEAD.pack(bytes.fromhex(hex_of(given.digest)), len(head), len(given.data)) + head
+        yield _HEAD.pack(raw_of(given.digest), len(head), len(given.data)) + head
         yield bytes(given.data)
 
 
@@ -57,7 +57,7 @@ def unpack(body: bytes) -> Iterator[Object]:
         grid, begin, sources = _read(bytes(view[at : at + head]))
         data = view[at + head : at + head + size]
         at += head + size
-        yield Object(digest=Digest("blake3:" + raw.hex()), data=data, grid=grid, begin=begin,
+        yield Object(digest=from_raw(raw), data=data, grid=grid, begin=begin,
                      sources=sources)  # fmt: skip
 
 

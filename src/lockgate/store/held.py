@@ -7,8 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from lockgate.core.digests import Digest
-
-Buffer = bytes | bytearray | memoryview
+from lockgate.store.codec.dtypes import Buffer
 
 
 class Held:

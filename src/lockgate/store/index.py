@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from lockgate.core.digests import Digest, hex_of
+from lockgate.core.digests import Digest, from_raw, raw_of
 from lockgate.store.pack import Entries, to_digest
 
 _OVERLAY = 65_536
@@ -78,7 +78,7 @@ class Index:
 
     def hide(self, digest: Digest, pack: str) -> None:
         """Makes an entry that turned out damaged be found no more."""
-        raw = bytes.fromhex(hex_of(digest))
+        raw = raw_of(digest)
         if (raw, pack) in self._hidden:
             return
         self._hidden.add((raw, pack))
@@ -100,7 +100,7 @@ class Index:
         return self._place(*found) if found else None
 
     def _row_of(self, digest: Digest) -> tuple[str, int] | None:
-        raw = bytes.fromhex(hex_of(digest))
+        raw = raw_of(digest)
         recent = self._recent.get(raw)
         if recent is not None:
             return recent
@@ -128,9 +128,7 @@ class Index:
         deps, starts = self._deps[pack]
         first = int(starts[row])
         many = int(self._packs[pack][row]["deps"])
-        return tuple(
-            Digest("blake3:" + deps[32 * i : 32 * i + 32].hex()) for i in range(first, first + many)
-        )
+        return tuple(from_raw(deps[32 * i : 32 * i + 32]) for i in range(first, first + many))
 
     def _place(self, pack: str, row: int) -> Place:
         entry = self._packs[pack][row]

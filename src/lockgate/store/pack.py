@@ -16,7 +16,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from lockgate.core.digests import Digest, hex_of
+from lockgate.core.digests import Digest, from_raw, raw_of
 from lockgate.core.errors import IntegrityError
 from lockgate.store.blobs.api import Blobs
 
@@ -49,12 +49,12 @@ def compose(frames: Sequence[Packed]) -> tuple[list[bytes], Entries]:
     entries = np.zeros(len(frames), ENTRY)
     at = len(MAGIC)
     for entry, frame in zip(entries, frames, strict=True):
-        raw = bytes.fromhex(hex_of(frame.digest))
+        raw = raw_of(frame.digest)
         entry["digest"] = np.void(raw)
         entry["offset"], entry["length"], entry["size"] = at, len(frame.data), frame.size
         entry["codec"], entry["depth"], entry["deps"] = frame.codec, frame.depth, len(frame.deps)
         at += len(frame.data)
-    deps = b"".join(bytes.fromhex(hex_of(digest)) for frame in frames for digest in frame.deps)
+    deps = b"".join(raw_of(digest) for frame in frames for digest in frame.deps)
     index = entries.tobytes() + deps
     tail = _TAIL.pack(len(frames), len(index), blake3(index).digest(), _TAIL_MAGIC)
     return [MAGIC, *(frame.data for frame in frames), index, tail], entries
@@ -99,9 +99,7 @@ def dependencies(entries: Entries, deps: bytes) -> Iterable[tuple[Digest, tuple[
         many = int(entry["deps"])
         yield (
             to_digest(entry["digest"]),
-            tuple(
-                Digest("blake3:" + deps[at + 32 * i : at + 32 * i + 32].hex()) for i in range(many)
-            ),
+            tuple(from_raw(deps[at + 32 * i : at + 32 * i + 32]) for i in range(many)),
         )
         at += 32 * many
 

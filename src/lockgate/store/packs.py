@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from lockgate.core.digests import Digest, digest_of, hex_of, is_digest, short
+from lockgate.core.digests import Digest, digest_of, hex_of, is_digest, raw_of, short
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.blobs.api import Blobs
-from lockgate.store.codec.decode import Buffer, decode, decode_checked
-from lockgate.store.codec.dtypes import Object
+from lockgate.store.codec.decode import decode, decode_checked
+from lockgate.store.codec.dtypes import Buffer, Object
 from lockgate.store.codec.encode import Encoder
 from lockgate.store.codec.frame import Frame, parse
 from lockgate.store.codec.frame import pack as pack_frame
@@ -253,11 +253,7 @@ class PackStore:
             ) from error
 
     def _base_is_hurt(self, digest: Digest) -> bool:
-        try:
-            bases = self.bases(digest)
-        except IntegrityError:
-            return False
-        return any(self._is_hurt(base) for base in bases)
+        return any(self._is_hurt(base) for base in self.bases(digest))
 
     def _is_hurt(self, digest: Digest) -> bool:
         try:
@@ -325,7 +321,7 @@ class PackStore:
         loose = set(digests)
         self._writer.drop(loose)
         with self._lock:
-            raws = {bytes.fromhex(hex_of(digest)) for digest in loose}
+            raws = {raw_of(digest) for digest in loose}
             gone = set()
             for name in self._index.packs:
                 entries = self._index.entries(name)
@@ -371,8 +367,6 @@ class PackStore:
             return 0
         made = replace(given, data=bytes(self.get(given.digest)), hashed=True)
         encoded = self._encoder.encode(made)
-        if given.digest in self.closure(encoded.frame.deps):
-            return 0
         size = sum(len(extra.data) for extra in encoded.beside) + len(pack_frame(encoded.frame))
         if size > worth * place.length:
             return 0

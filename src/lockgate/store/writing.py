@@ -6,7 +6,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
-from lockgate.core.digests import Digest, hex_of
+from lockgate.core.digests import Digest, raw_of
 from lockgate.store.blobs.api import Blobs
 from lockgate.store.pack import FOLDER, Entries, Packed, compose
 
@@ -72,7 +72,7 @@ class Writer:
         try:
             self._blobs.write(name, parts)
             deps = (digest for packed in batch.values() for digest in packed.deps)
-            self._written(name, entries, b"".join(bytes.fromhex(hex_of(d)) for d in deps))
+            self._written(name, entries, b"".join(raw_of(d) for d in deps))
         finally:
             self._forget(batch)
 

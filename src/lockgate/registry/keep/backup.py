@@ -8,7 +8,7 @@ it names. It is written last: a backup that was killed is none, and the next goe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,14 +59,14 @@ def backup(
         if report:
             report(done, total)
         try:
-            target.write(name, _parts(store.blobs, name, wanted[name]))
+            target.write(name, _Parts(store.blobs, name, wanted[name]))
         except NotFoundError:  # collected meanwhile: what lived of it is in a pack that is newer
             del wanted[name]
             continue
         done += wanted[name]
     late = {blob.name: blob.size for blob in store.blobs.list(FOLDER) if blob.name not in wanted}
     for name, size in late.items():
-        target.write(name, _parts(store.blobs, name, size))
+        target.write(name, _Parts(store.blobs, name, size))
         wanted[name] = size
         done += size
     target.write("format", [store.blobs.read("format")])
@@ -90,10 +90,6 @@ class _Parts:
     def __iter__(self) -> Iterator[bytes]:
         for at in range(0, self._size, _PART):
             yield self._blobs.read(self._name, at, min(_PART, self._size - at))
-
-
-def _parts(blobs: Blobs, name: str, size: int) -> Iterable[bytes]:
-    return _Parts(blobs, name, size)
 
 
 def _encode(found: Backup) -> bytes:
@@ -160,7 +156,7 @@ def recover(
     for pack in lacking:
         if report:
             report(done, total)
-        done += store.write(pack, _parts(source, pack, chosen.packs[pack]))
+        done += store.write(pack, _Parts(source, pack, chosen.packs[pack]))
     store.write("format", [source.read("format")])
     data = source.read(chosen.ledger)
     if digest_of(data) != chosen.ledger_digest:

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from lockgate.core import canonical
 from lockgate.core.codec import to_json
-from lockgate.core.digests import Digest, digest_of, hex_of
+from lockgate.core.digests import Digest, digest_of, from_raw, raw_of
 from lockgate.core.errors import ConflictError, IntegrityError, LockgateError, UsageError
 from lockgate.registry.catalog import Version
 from lockgate.registry.manifest import Manifest, parse
@@ -89,7 +89,7 @@ def _files(store: PackStore, wanted: list[Digest], report: Report | None) -> Ite
             report(count, len(wanted))
         data = store.frame_bytes(digest)
         parse_frame(data)
-        held += [_HEAD.pack(bytes.fromhex(hex_of(digest)), len(data)), data]
+        held += [_HEAD.pack(raw_of(digest), len(data)), data]
         size += len(data)
         if size > _FILE_BYTES:
             yield b"".join(held)
@@ -202,4 +202,4 @@ def _frames(file: IO[bytes]) -> Iterator[tuple[Digest, bytes]]:
         data = file.read(size)
         if len(data) < size:
             raise IntegrityError("it ends inside a frame")
-        yield Digest("blake3:" + raw.hex()), data
+        yield from_raw(raw), data

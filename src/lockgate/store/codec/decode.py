@@ -7,7 +7,7 @@ import numpy as np
 from lockgate.core.digests import Digest, digest_of, short
 from lockgate.core.errors import IntegrityError
 from lockgate.store.codec import drift, lowrank, recipes
-from lockgate.store.codec.dtypes import WIDTHS
+from lockgate.store.codec.dtypes import WIDTHS, Buffer
 from lockgate.store.codec.frame import (
     CAST,
     COPY,
@@ -23,7 +23,6 @@ from lockgate.store.codec.frame import (
 )
 from lockgate.store.codec.kernel import Kernel
 
-Buffer = bytes | bytearray | memoryview
 PLAIN, DRIFT, LOW_RANK = range(3)
 """What a difference is taken from: the source itself, it after a drift, it plus a product."""
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lockgate.store.codec.dtypes import WIDTHS
+from lockgate.store.codec.dtypes import WIDTHS, Buffer
 
 F32 = 6
 _CELLS = 256
 _LIMIT = 1 << 20
 _LEAST = 16384
 _GROUPS = 64
-Buffer = bytes | bytearray | memoryview
 
 
 def predict(source: Buffer, kind: int, parameters: Buffer) -> bytes:

@@ -95,10 +95,8 @@ class Object:
     hashed: bool = False
 
 
-def piece_bytes(grid: Grid | None) -> int:
+def piece_bytes(grid: Grid) -> int:
     """Returns how many bytes each piece but the last of a tensor has: whole rows if they fit."""
-    if grid is None:
-        return PIECE_BYTES
     row = grid.row_bytes
     if row > PIECE_BYTES:
         return PIECE_BYTES // grid.width * grid.width

@@ -13,7 +13,7 @@ from lockgate.core.digests import Digest, digest_of
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.codec import drift, lowrank, recipes
 from lockgate.store.codec.decode import DRIFT, LOW_RANK, PLAIN, decode
-from lockgate.store.codec.dtypes import Grid, Object, Source
+from lockgate.store.codec.dtypes import Buffer, Grid, Object, Source
 
 from lockgate.store.codec.frame import (  # isort: skip
     CAST, COPY, DELTA, MAX_DEPTH, MAX_SOURCE, PLANES, QUANTIZE, RAW, ZSTD, Fetch, Frame, Part,
@@ -21,7 +21,6 @@ from lockgate.store.codec.frame import (  # isort: skip
 )  # fmt: skip
 from lockgate.store.codec.kernel import Kernel
 
-Buffer = bytes | bytearray | memoryview
 _RECIPE_DEPTH = MAX_DEPTH + 1
 _TINY = 128
 _SAMPLE = 131_072

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from lockgate.core.errors import UsageError
+from lockgate.store.codec.dtypes import Buffer
 
-Buffer = bytes | bytearray | memoryview
 _KEPT = 32 * 1024 * 1024  # what a piece of 4 MiB wants, twice; more is given back at once
 LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
 

@@ -14,11 +14,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from lockgate.store.codec.dtypes import WIDTHS
+from lockgate.store.codec.dtypes import WIDTHS, Buffer
 from lockgate.store.codec.kernel import Kernel
 from lockgate.store.codec.recipes import FLOATS, Wide, narrow, widen
 
-Buffer = bytes | bytearray | memoryview
 _HEAD = struct.Struct("<If")
 _I16 = 7
 _MANTISSA = {4: 10, 5: 7, 6: 23}

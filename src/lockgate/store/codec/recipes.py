@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockgate.core.errors import IntegrityError
-from lockgate.store.codec.dtypes import WIDTHS
+from lockgate.store.codec.dtypes import WIDTHS, Buffer
 
 F16, BF16, F32 = 4, 5, 6
 FLOATS = (F16, BF16, F32)
@@ -21,7 +21,6 @@ ROWS_INT8, ROWS_SCALE, Q8_0 = 1, 2, 3
 """int8 by row and its float32 scales; GGML's Q8_0 blocks of 32."""
 
 _QUANTIZE = struct.Struct("<BBI")
-Buffer = bytes | bytearray | memoryview
 Wide = NDArray[np.float32]
 _NAN = np.float32(np.nan)
 

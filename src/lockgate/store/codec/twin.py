@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockgate.store.codec import twin_rans as rans
+from lockgate.store.codec.dtypes import Buffer
 
-Buffer = bytes | bytearray | memoryview
 Room = bytearray | memoryview
 Ints = NDArray[np.int64]
 _SPAN = 24
