@@ -1,278 +1,285 @@
-"""The sequential judge: fails on evidence, passes on data, holds on silence.
+"""The sequential judge: a case takes the log's rows one after another and keeps sums.
 
-Fail: the mean of the checks' e-values reaches 1/alpha. Pass: enough requests, and every check's
-estimate is within its limit. Anything else is hold. Estimates weight each baseline request by
-w/(1-w), so that both arms stand for the same times even while the share is growing.
+Everything follows from the order of the log (docs/adr/0007): rows are gathered until the log's own
+clock closes a time bucket, and then taken as one stretch, however they came in batches. Fail: the
+mean of the checks' e-values reaches 1/alpha. Pass: every check has its proof, once 1/beta. Else
+hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import exp, isfinite, log
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from hashlib import sha256
+from math import floor, log
+from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lockgate.analysis.checks import Check, JudgeRules, Signal, Window, find_signal
-from lockgate.analysis.evidence import (
-    Floats,
-    bucket_ranks,
-    event_evidence,
-    location_scores,
-    log_mean_exp,
-    rate_evidence,
-    ratio_evidence,
-    score_evidence,
-    tail_scores,
-    weighted_quantile,
+from lockgate.analysis.bets import Floats, Wealth, log_mean_exp
+from lockgate.analysis.checks import Case, JudgeRules, Look, find_signal
+from lockgate.analysis.estimates import Sketch
+from lockgate.analysis.rows import (
+    MIRRORED,
+    SCORED,
+    Reader,
+    Rows,
+    count,
+    empty,
+    join,
+    pack,
+    sound,
+    take,
+    unpack,
 )
+from lockgate.analysis.tracks import ahead, make_track
+from lockgate.analysis.units import Sessions
+from lockgate.analysis.verdicts import Reading, verdict_of
+from lockgate.core.errors import IntegrityError
 from lockgate.core.traffic import Sample
-from lockgate.core.verdict import CheckResult, Verdict
+from lockgate.core.verdict import Verdict
 
+_FORMAT = 1
+_MISMATCH = 0.001
 _MIN_LAG_S = 1.0
-_MAX_LAG_S = 60.0
-_MAX_LOG = 600.0
-_MISMATCH = log(1000)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
-    """One measure over a window; arrays of shape (n,): time, A_i, w_i, value."""
-
-    at: Floats
-    arms: Floats
-    shares: Floats
-    values: Floats
-
-    def of_candidate(self) -> Floats:
-        """The candidate's values."""
-        found: Floats = self.values[self.arms == 1]
-        return found
-
-    def keep(self, mask: NDArray[np.bool_]) -> Series:
-        """Returns the rows where `mask` is true."""
-        return Series(
-            at=self.at[mask],
-            arms=self.arms[mask],
-            shares=self.shares[mask],
-            values=self.values[mask],
-        )
+_LAG_LEVEL = 0.95
+_MAX_ROWS = 20_000
+"""Rows that wait at most, for the clock or for their bucket; then they are taken as they are."""
+_DRIFTS = np.array([-0.5, -0.25, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.25, 0.5])
 
 
 class SequentialJudge:
     """The `Judge` that lockgate uses: assignment e-processes against the live baseline."""
 
-    def judge(self, window: Window, rules: JudgeRules) -> Verdict:
-        """See `Judge.judge`."""
-        in_step = sum(
-            1 for s in window.samples if s.version == window.candidate and s.at >= window.step_from
+    def open(self, rules: JudgeRules, *, candidate: str, baseline: str | None) -> Case:
+        """See `Judge.open`."""
+        return SequentialCase(rules, candidate=candidate, baseline=baseline)
+
+    def resume(
+        self,
+        rules: JudgeRules,
+        state: Mapping[str, object],
+        *,
+        candidate: str,
+        baseline: str | None,
+    ) -> Case:
+        """See `Judge.resume`."""
+        case = SequentialCase(rules, candidate=candidate, baseline=baseline)
+        case.load(state)
+        return case
+
+
+class SequentialCase:
+    """The evidence about one candidate; see `Case`."""
+
+    def __init__(self, rules: JudgeRules, *, candidate: str, baseline: str | None) -> None:
+        self._rules = rules
+        self._of = sha256(repr((_FORMAT, rules, candidate, baseline)).encode()).hexdigest()
+        pairs = [(check, find_signal(check.signal)) for check in rules.checks]
+        self._tracks = [make_track(check, signal, rules.adjust) for check, signal in pairs]
+        self._reader = Reader((s for _, s in pairs), rules.adjust, candidate, baseline)
+        self._sessions = Sessions()
+        self._ratio = Wealth(np.ones(len(_DRIFTS)))
+        self._durations = Sketch(linear=False)
+        self._lag = min(rules.bucket_s, rules.max_lag_s)
+        self._clock = float("-inf")
+        self._first = float("inf")
+        self._tick: int | None = None
+        self._waiting: list[Rows] = []
+        self._open: Rows = empty(self._reader.columns())
+        self._seen: dict[int, int] = {}
+        self._split = [0.0, 0.0, 0.0]
+        self._guilty: list[float] = []
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """See `Case.add`."""
+        self.add_rows(self._reader.read(samples))
+
+    def add_rows(self, rows: Rows) -> None:
+        """Takes the next rows of the log as columns: those of `Reader.columns`."""
+        rows = sound(rows)
+        if not count(rows):
+            return
+        ends = np.maximum.accumulate(
+            np.concatenate([[self._clock], rows["at"] + rows["duration"]])
+        )[1:]
+        self._first = min(self._first, float(rows["at"][0]))
+        if self._tick is None:
+            self._tick = self._tick_at(float(ends[0]))
+        begin, size = 0, len(ends)
+        while begin < size:
+            due = (self._tick + 1) * self._rules.bucket_s + self._lag
+            stop = max(int(np.searchsorted(ends, due, side="left")), begin)
+            full = begin + _MAX_ROWS - sum(count(part) for part in self._waiting)
+            if full <= stop:
+                self._wait(rows, ends, begin, full)
+                self._take(self._tick, whole=True)
+                begin = full
+                continue
+            self._wait(rows, ends, begin, stop)
+            if stop < size:
+                self._take(max(self._tick_at(float(ends[stop])), self._tick + 1), whole=False)
+            begin = stop
+
+    def _wait(self, rows: Rows, ends: Floats, begin: int, stop: int) -> None:
+        if stop > begin:
+            self._waiting.append(take(rows, slice(begin, stop)))
+            self._clock = float(ends[stop - 1])
+
+    def _tick_at(self, clock: float) -> int:
+        return floor((clock - self._lag) / self._rules.bucket_s)
+
+    def _take(self, tick: int, *, whole: bool) -> None:
+        """Takes the rows that wait as one stretch, and closes the buckets before `tick`."""
+        before, self._tick = cast("int", self._tick), tick
+        if self._waiting:
+            self._fold(join(self._waiting))
+            self._waiting = []
+        level = self._durations.weighted(1)[0]
+        if level.any():
+            slow = 1.1 * self._durations.quantile(level, _LAG_LEVEL)
+            self._lag = min(max(slow, _MIN_LAG_S), self._rules.max_lag_s)
+        self._close(before, tick, whole=whole)
+        self._latch()
+
+    def _fold(self, rows: Rows) -> None:
+        """Gives rows to every track; those of scorers are a bucket, the others wait for theirs."""
+        mine, drawn = _judged(rows, self._sessions)
+        for track in self._tracks:
+            track.fold(drawn, mine)
+        scored = drawn["kind"] & SCORED > 0
+        if bool(scored.any()):
+            late, drawn = take(drawn, scored), take(drawn, ~scored)
+            for track in self._tracks:
+                if track.signal.measure == "score":
+                    track.settle(late)
+        for revision, n in _candidates(rows).items():
+            self._seen[revision] = self._seen.get(revision, 0) + n
+        self._open = join([self._open, drawn]) if count(self._open) else drawn
+        once, half = np.ones(count(drawn)), np.full(count(drawn), 0.5)
+        self._durations.add(once, half, drawn["duration"])
+        split = (drawn["share"] > 0) & (drawn["share"] < 1)
+        arms, shares = drawn["arm"][split].astype(np.float64), drawn["share"][split]
+        if len(arms):
+            self._split[0] += len(arms)
+            self._split[1] += float(np.sum(arms))
+            self._split[2] += float(np.sum(shares))
+            self._ratio.grow(_ratio_bets(arms, shares))
+
+    def _close(self, before: int, tick: int, *, whole: bool) -> None:
+        """Settles the buckets before `tick`; a row that came late is of the first of them."""
+        bucket = np.maximum(np.floor(self._open["at"] / self._rules.bucket_s), before)
+        closed = np.full(len(bucket), fill_value=True) if whole else bucket < tick
+        if not closed.any():
+            return
+        rows, self._open = take(self._open, closed), take(self._open, ~closed)
+        bucket = bucket[closed]
+        for number in np.unique(bucket):
+            group = take(rows, bucket == number)
+            for track in self._tracks:
+                if track.signal.measure != "score":
+                    track.settle(group)
+
+    def _latch(self) -> None:
+        """Remembers the moment at which the evidence was enough to fail."""
+        logs = [track.logs()[0] for track in self._tracks]
+        deciding = [e for t, e in zip(self._tracks, logs, strict=True) if not t.check.dry_run]
+        if not self._guilty and deciding:
+            enough = log_mean_exp(np.array(deciding)) >= -log(self._rules.alpha)
+            self._guilty = logs if enough else []
+
+    def verdict(self, look: Look) -> Verdict:
+        """See `Case.verdict`."""
+        tracks, seen = self._tracks, dict(self._seen)
+        if self._waiting:
+            rows = join(self._waiting)
+            mine, drawn = _judged(rows, deepcopy(self._sessions))
+            tracks = [ahead(track, drawn, mine) for track in tracks]
+            for revision, n in _candidates(rows).items():
+                seen[revision] = seen.get(revision, 0) + n
+        reading = Reading(
+            rules=self._rules,
+            tracks=tuple(tracks),
+            requests=sum(n for revision, n in seen.items() if revision >= look.since_revision),
+            all_requests=sum(seen.values()),
+            over_s=max(self._clock - self._first, 0.0) if seen else 0.0,
+            mismatch=self._mismatch(),
+            guilty=tuple(self._guilty),
         )
-        mismatch = _mismatch(window)
-        results, logs = [], []
-        lag = _lag(window.samples)
-        for check in rules.checks:
-            result, evidence = _judge_check(check, window, rules, lag)
-            results.append(result)
-            logs.append(evidence)
-        total = log_mean_exp(np.array(logs)) if logs else 0.0
-        failed = total >= -log(rules.alpha)
-        checks = tuple(
-            _with_outcome(r, e, rules, failed) for r, e in zip(results, logs, strict=True)
+        return verdict_of(reading, look)
+
+    def _mismatch(self) -> str | None:
+        """Returns the reason to judge nothing when rows do not match the weights, else None."""
+        if self._ratio.value() < -log(_MISMATCH):
+            return None
+        units, ours, expected = self._split
+        return (
+            f"rows do not match the weights: {ours / units:.2%} of {units:.0f} came from the "
+            f"candidate, {expected / units:.2%} were sent there; are the gateway's rows complete?"
         )
-        if mismatch is not None:
-            return Verdict(outcome="hold", reason=mismatch, at=window.now, checks=checks)
-        return _verdict(checks, in_step, rules, window.now, failed)
+
+    def state(self) -> Mapping[str, object]:
+        """See `Case.state`."""
+        return {
+            "of": self._of,
+            "tracks": [track.state() for track in self._tracks],
+            "paired": self._reader.paired,
+            "sessions": self._sessions.state(),
+            "ratio": self._ratio.state(),
+            "durations": self._durations.state(),
+            "lag": self._lag,
+            "clock": self._clock if self._tick is not None else None,
+            "first": self._first if self._tick is not None else None,
+            "tick": self._tick,
+            "waiting": pack(join(self._waiting)) if self._waiting else None,
+            "open": pack(self._open),
+            "seen": sorted([revision, n] for revision, n in self._seen.items()),
+            "split": list(self._split),
+            "guilty": list(self._guilty),
+        }
+
+    def load(self, state: Mapping[str, object]) -> None:
+        """Becomes the case that `state` was taken of; raises IntegrityError for another one's."""
+        if state.get("of") != self._of:
+            raise IntegrityError(
+                "this evidence is about other versions, or was judged under other rules",
+                hint="open a new case and read the release's samples again",
+            )
+        values = cast("Mapping[str, Any]", state)
+        for track, kept in zip(self._tracks, values["tracks"], strict=True):
+            track.load(kept)
+        self._reader.paired = values["paired"]
+        self._sessions.load(values["sessions"])
+        self._ratio.load(values["ratio"])
+        self._durations.load(values["durations"])
+        self._lag, self._tick = float(values["lag"]), values["tick"]
+        if self._tick is not None:
+            self._clock, self._first = float(values["clock"]), float(values["first"])
+        self._waiting = [unpack(values["waiting"])] if values["waiting"] else []
+        self._open = unpack(values["open"])
+        self._seen = {int(revision): int(n) for revision, n in values["seen"]}
+        self._split = [float(n) for n in values["split"]]
+        self._guilty = [float(log_e) for log_e in values["guilty"]]
 
 
-def _mismatch(window: Window) -> str | None:
-    """Returns the reason to judge nothing when samples do not match the weights, else None."""
-    series = _series(find_signal("error_rate"), window)
-    split = series.keep((series.shares > 0) & (series.shares < 1))
-    if ratio_evidence(split.arms, split.shares) < _MISMATCH:
-        return None
-    expected = float(np.mean(split.shares))
-    return (
-        f"samples do not match the weights: {np.mean(split.arms):.2%} of {len(split.arms)} came "
-        f"from the candidate, {expected:.2%} were sent there; are the gateway's rows complete?"
-    )
+def _judged(rows: Rows, sessions: Sessions) -> tuple[Rows, Rows]:
+    """Returns the rows that a caller waited for, and those of them that may be bet on."""
+    alive = rows["kind"] & MIRRORED == 0
+    mine = rows if bool(alive.all()) else take(rows, alive)
+    return mine, sessions.drawn(mine)
 
 
-def _verdict(
-    checks: tuple[CheckResult, ...], in_step: int, rules: JudgeRules, now: float, failed: bool
-) -> Verdict:
-    if failed:
-        worst = max(checks, key=lambda check: check.e_value or 0.0)
-        return Verdict(outcome="fail", reason=worst.reason, at=now, checks=checks)
-    if in_step < rules.min_requests:
-        reason = f"{in_step} of {rules.min_requests} requests seen at this step"
-        return Verdict(outcome="hold", reason=reason, at=now, checks=checks)
-    waiting = [check for check in checks if check.outcome == "hold"]
-    if waiting:
-        reason = f"{waiting[0].signal}: {waiting[0].reason}"
-        return Verdict(outcome="hold", reason=reason, at=now, checks=checks)
-    reason = f"{in_step} requests, every check within its limit"
-    return Verdict(outcome="pass", reason=reason, at=now, checks=checks)
+def _candidates(rows: Rows) -> dict[int, int]:
+    """Returns how many requests the candidate had at each revision, shadow requests too."""
+    ours = rows["revision"][(rows["arm"] == 1) & (rows["kind"] & SCORED == 0)]
+    revisions, counts = np.unique(ours, return_counts=True)
+    return dict(zip(revisions.tolist(), counts.tolist(), strict=True))
 
 
-def _with_outcome(
-    result: CheckResult, evidence: float, rules: JudgeRules, failed: bool
-) -> CheckResult:
-    """Returns `result` with its evidence, and `fail` where that alone reaches 1/alpha."""
-    threshold = 1 / rules.alpha
-    guilty = failed and evidence >= -log(rules.alpha)
-    values = {name: getattr(result, name) for name in CheckResult.__slots__}
-    values |= {"e_value": exp(min(evidence, _MAX_LOG)), "threshold": threshold}
-    if guilty:
-        values |= {"outcome": "fail", "reason": f"{result.signal} is worse: {result.reason}"}
-    return CheckResult(**values)
-
-
-def _lag(samples: Sequence[Sample]) -> float:
-    """How long after its end a time bucket may still miss slow requests: the longest seen."""
-    longest = max((sample.duration_s for sample in samples), default=0.0)
-    return min(max(longest * 1.1, _MIN_LAG_S), _MAX_LAG_S)
-
-
-def _judge_check(
-    check: Check, window: Window, rules: JudgeRules, lag: float
-) -> tuple[CheckResult, float]:
-    signal = find_signal(check.signal)
-    series = _series(signal, window)
-    if check.worse_by_at_most is None:
-        return _absolute(check, signal, series)
-    result = _estimate(check, signal, series)
-    if signal.measure == "error":
-        evidence = _error_evidence(check, series)
-    else:
-        closed = series.keep(
-            _bucket(series, rules) * rules.bucket_s + rules.bucket_s + lag <= window.now
-        )
-        evidence = _score_evidence(check, signal, closed, rules)
-    return result, evidence
-
-
-def _bucket(series: Series, rules: JudgeRules) -> NDArray[np.int64]:
-    return np.floor(series.at / rules.bucket_s).astype(np.int64)
-
-
-def _series(signal: Signal, window: Window) -> Series:
-    rows = [
-        (s.at, s.version == window.candidate, s.propensity, value)
-        for s in window.samples
-        if s.version in (window.candidate, window.baseline)
-        and (value := measure(signal, s)) is not None
-    ]
-    table = np.array(rows, dtype=np.float64).reshape(-1, 4)
-    arms, propensity = table[:, 1], table[:, 2]
-    shares = np.where(arms == 1, propensity, 1 - propensity)
-    return Series(at=table[:, 0], arms=arms, shares=shares, values=table[:, 3])
-
-
-def measure(signal: Signal, sample: Sample) -> float | None:
-    """Returns the signal's value of one sample; None where it has none, as a failed one's time."""
-    if signal.measure == "error":
-        return float(sample.failed)
-    if sample.failed or sample.status >= 400:
-        return None
-    if signal.measure == "latency":
-        return sample.duration_s
-    if signal.measure == "ttft":
-        return sample.first_body_s
-    if sample.tokens is None or sample.tokens < 2 or sample.first_body_s is None:
-        return None
-    decode = max(sample.duration_s - sample.first_body_s, 1e-6)
-    if signal.measure == "tpot":
-        return decode / (sample.tokens - 1)
-    return sample.tokens / max(sample.duration_s, 1e-6)
-
-
-def _statistic(signal: Signal, values: Floats, weights: Floats) -> float:
-    if signal.quantile is None:
-        return float(np.sum(values * weights) / np.sum(weights))
-    return weighted_quantile(values, weights, signal.quantile)
-
-
-def _estimate(check: Check, signal: Signal, series: Series) -> CheckResult:
-    """Returns the check's estimates; `hold` when the candidate looks worse than the limit."""
-    candidate = series.of_candidate()
-    mixed = series.keep((series.arms == 0) & (series.shares > 0) & (series.shares < 1))
-    counts = {"n": len(candidate), "n_baseline": len(mixed.values)}
-    if not len(candidate) or not len(mixed.values):
-        who = "candidate" if not len(candidate) else "baseline"
-        return _result(check, signal, "hold", f"no sample of the {who} yet", **counts)
-    value = _statistic(signal, candidate, np.ones(len(candidate)))
-    weights = mixed.shares / (1 - mixed.shares)
-    baseline = _statistic(signal, mixed.values, weights)
-    margin = check.worse_by_at_most or 0.0
-    limit = baseline * (1 - margin if signal.worse == "down" else 1 + margin)
-    if check.floor is not None:
-        limit = min(limit, check.floor) if signal.worse == "down" else max(limit, check.floor)
-    within = value >= limit if signal.worse == "down" else value <= limit
-    reason = f"{value:.4g} {signal.unit} against {baseline:.4g}, limit {limit:.4g}".replace(
-        "  ", " "
-    )
-    return _result(check, signal, "pass" if within else "hold", reason, value=value,
-                   baseline=baseline, limit=limit, **counts)  # fmt: skip
-
-
-def _absolute(check: Check, signal: Signal, series: Series) -> tuple[CheckResult, float]:
-    """Judges the candidate alone against a fixed limit; a mean is judged as its median."""
-    if signal.measure != "error" and signal.quantile is None:
-        signal = replace(signal, quantile=0.5)
-    values = series.of_candidate()
-    limit = check.at_most or 0.0
-    if not len(values):
-        return _result(check, signal, "hold", "no sample of the candidate yet", limit=limit), 0.0
-    value = _statistic(signal, values, np.ones(len(values)))
-    if signal.measure == "error":
-        hits, rate = int(np.sum(values)), limit
-    else:
-        beyond = values < limit if signal.worse == "down" else values > limit
-        hits, rate = int(np.sum(beyond)), 1 - (signal.quantile or 0.0)
-    evidence = rate_evidence(hits, len(values), rate)
-    within = value >= limit if signal.worse == "down" else value <= limit
-    reason = f"{value:.4g} {signal.unit}, limit {limit:.4g}".replace(" ,", ",")
-    result = _result(check, signal, "pass" if within else "hold", reason, value=value, limit=limit,
-                     n=len(values))  # fmt: skip
-    return result, evidence if isfinite(evidence) else _MAX_LOG
-
-
-def _result(
-    check: Check, signal: Signal, outcome: str, reason: str, **numbers: float
-) -> CheckResult:
-    return CheckResult(
-        check=check.name, signal=check.signal, outcome=outcome, reason=reason,  # type: ignore[arg-type]
-        unit=signal.unit, **numbers,  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def _error_evidence(check: Check, series: Series) -> float:
-    """Evidence that failures prefer the candidate, and, with a floor, exceed the floor too.
-
-    The null is "ratio within tolerance OR rate within floor": the lesser of both evidences bounds
-    it (intersection-union).
-    """
-    events = series.keep((series.values == 1) & (series.shares < 1))
-    evidence = event_evidence(events.arms, events.shares, check.worse_by_at_most or 0.0)
-    if check.floor is None:
-        return evidence
-    candidate = series.of_candidate()
-    return min(evidence, rate_evidence(int(np.sum(candidate)), len(candidate), check.floor))
-
-
-def _score_evidence(check: Check, signal: Signal, series: Series, rules: JudgeRules) -> float:
-    """Evidence that the candidate, made better by the tolerance, still ranks worse."""
-    series = series.keep((series.shares > 0) & (series.shares < 1))
-    if not len(series.values):
-        return 0.0
-    margin = check.worse_by_at_most or 0.0
-    factor = 1 / max(1 - margin, 1e-6) if signal.worse == "down" else 1 / (1 + margin)
-    values = np.where(series.arms == 1, series.values * factor, series.values)
-    if check.floor is not None:
-        harmless = values >= check.floor if signal.worse == "down" else values <= check.floor
-        values = np.where(harmless, check.floor, values)
-    ranks = bucket_ranks(-values if signal.worse == "down" else values, _bucket(series, rules))
-    tail = signal.quantile is not None and signal.quantile > 0.5
-    scores = tail_scores(ranks, signal.quantile or 0.5) if tail else location_scores(ranks)
-    return score_evidence(series.arms, series.shares, scores, tail=tail)
+def _ratio_bets(arms: Floats, shares: Floats) -> Floats:
+    """Returns the log wins of bets on the arms themselves: of a few shares, or of one a row."""
+    total = np.zeros(len(_DRIFTS))
+    for share in np.unique(shares):
+        mine = arms[shares == share]
+        total += np.sum(mine) * _DRIFTS - len(mine) * np.log1p(share * np.expm1(_DRIFTS))
+    return total

@@ -1,0 +1,217 @@
+"""Samples as columns: what a case reads of a row, and nothing else.
+
+A row that can't be judged is left out: of another version, a time that is no number, a propensity
+outside (0, 1]. A value that can't be (negative, infinite) is NaN, as one that is not there.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from operator import attrgetter
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockgate.analysis.checks import Signal
+from lockgate.core.errors import UsageError
+from lockgate.core.traffic import Sample
+
+Floats = NDArray[np.float64]
+Array = NDArray[Any]
+Rows = Mapping[str, Array]
+"""Column → array of shape (n,), rows in the log's order.
+
+`at`, `duration` (s), `arm` (1: the candidate), `share` (the probability of the candidate),
+`revision`, `kind` (flags below), `unit` and `id` (hashes; 0: none), one column for each signal and
+covariate (NaN: none).
+"""
+
+STICKY, MIRRORED, SCORED = 1, 2, 4
+COVARIATES = ("request_bytes",)
+
+_FIELDS = attrgetter(
+    "at", "version", "propensity", "revision", "status", "duration_s", "first_body_s", "tokens",
+    "bytes_in", "flags", "unit", "scores", "mirrored",
+)  # fmt: skip
+_TIMEOUTS = frozenset({"UT", "SI", "DT"})
+_REFUSALS = (403, 429)
+_TYPES = {"revision": "<i8", "kind": "|i1", "unit": "<u8", "id": "<u8", "arm": "|i1"}
+_FURTHEST_S = 1e12
+_TIMES = ("ttft", "latency", "tpot", "throughput", "tokens")
+
+
+class Reader:
+    """Turns samples into rows for some signals; remembers whether shadow rows have begun."""
+
+    def __init__(
+        self, signals: Iterable[Signal], adjust: Sequence[str], candidate: str, baseline: str | None
+    ) -> None:
+        if unknown := set(adjust) - set(COVARIATES):
+            raise UsageError(
+                f"{min(unknown)!r} is no covariate", hint=f"known: {', '.join(COVARIATES)}"
+            )
+        self.signals = tuple({signal.column: signal for signal in signals}.values())
+        self.adjust = tuple(adjust)
+        self.arms = {baseline or "": 0, candidate: 1}
+        self.paired = False
+        """True from the first shadow row on: requests are remembered by their id from there."""
+
+    def columns(self) -> tuple[str, ...]:
+        """Returns the names of the columns of its rows."""
+        base = ("at", "duration", "arm", "share", "revision", "kind", "unit", "id")
+        return (*base, *(signal.column for signal in self.signals), *self.adjust)
+
+    def read(self, samples: Sequence[Sample]) -> Rows:
+        """Returns the rows of `samples` that can be judged."""
+        if not samples:
+            return empty(self.columns())
+        (at, version, propensity, revision, status, duration, first, tokens, bytes_in, flags, unit,
+         scores, mirrored) = zip(*map(_FIELDS, samples), strict=True)  # fmt: skip
+        arms = np.array([self.arms.get(name, -1) for name in version], dtype=np.int8)
+        shares = np.array(propensity, dtype=np.float64)
+        shares = np.where((shares > 0) & (shares <= 1), shares, np.nan)
+        rows: dict[str, Array] = {
+            "at": np.array(at, dtype=np.float64),
+            "duration": np.array(duration, dtype=np.float64),
+            "arm": arms,
+            "share": np.round(np.where(arms == 1, shares, 1.0 - shares), 9),
+            "revision": np.array(revision, dtype=np.int64),
+        }
+        kinds = np.array(mirrored, dtype=np.int8) * MIRRORED
+        kinds += np.array([bool(s) for s in scores], dtype=np.int8) * SCORED
+        kinds += np.array([u is not None for u in unit], dtype=np.int8) * STICKY
+        rows["kind"] = kinds
+        rows["unit"] = np.array([(u or 0) & 0xFFFF_FFFF_FFFF_FFFF for u in unit], dtype=np.uint64)
+        rows["id"] = self._ids(samples, kinds)
+        seen = _Seen(
+            status=np.array(status, dtype=np.float64),
+            flags=flags,
+            duration=rows["duration"],
+            first=np.array(first, dtype=np.float64),
+            tokens=np.array(tokens, dtype=np.float64),
+            scores=scores,
+            scored=(kinds & SCORED) > 0,
+        )
+        for signal in self.signals:
+            rows[signal.column] = seen.values(signal)
+        if "request_bytes" in self.adjust:
+            size = np.maximum(np.array(bytes_in, dtype=np.float64), 0.0)
+            rows["request_bytes"] = np.log1p(np.where(np.isfinite(size), size, 0.0))
+        return sound(rows)
+
+    def _ids(self, samples: Sequence[Sample], kinds: Array) -> Array:
+        found = np.zeros(len(samples), dtype=np.uint64)
+        first = 0
+        if not self.paired:
+            shadows = np.flatnonzero(kinds & MIRRORED)
+            if not len(shadows):
+                return found
+            first, self.paired = int(shadows[0]), True
+        for i in range(first, len(samples)):
+            if samples[i].request_id:
+                digest = blake2b(samples[i].request_id.encode(), digest_size=8).digest()
+                found[i] = int.from_bytes(digest, "big") or 1
+        return found
+
+
+class _Seen:
+    """The fields of samples as arrays, and each signal's values from them."""
+
+    def __init__(
+        self, *, status: Floats, flags: Sequence[str], duration: Floats, first: Floats,
+        tokens: Floats, scores: Sequence[Mapping[str, float]], scored: NDArray[np.bool_],
+    ) -> None:  # fmt: skip
+        self.status, self.duration, self.first, self.tokens = status, duration, first, tokens
+        self.scores, self.scored = scores, scored
+        self.flagged = np.array([bool(flag) for flag in flags])
+        self.flags = flags
+        self.failed = (status == 0) | (status >= 500) | self.flagged
+
+    def values(self, signal: Signal) -> Floats:
+        """Returns the signal's value of each row; NaN where it has none, as a failed one's time."""
+        if signal.measure in ("mark", "score"):
+            return self._scored(signal.key, event=signal.event)
+        if signal.measure == "error":
+            found = self.failed.astype(np.float64)
+        elif signal.measure == "timeout":
+            late = [bool(_TIMEOUTS.intersection(f.split(","))) if f else False for f in self.flags]
+            found = ((self.status == 504) | np.array(late)).astype(np.float64)
+        elif signal.measure == "refusal":
+            refused = np.isin(self.status, _REFUSALS).astype(np.float64)
+            return np.where(self.scored, self._scored("refusal", event=True), refused)
+        else:
+            found = self._time(signal.measure)
+        return np.where(self.scored, np.nan, found)
+
+    def _time(self, measure: str) -> Floats:
+        with np.errstate(all="ignore"):
+            decode = np.maximum(self.duration - self.first, 1e-6)
+            enough = (self.tokens >= 2) & np.isfinite(self.first)
+            found = {
+                "latency": self.duration,
+                "ttft": self.first,
+                "tokens": self.tokens,
+                "tpot": np.where(enough, decode / (self.tokens - 1), np.nan),
+                "throughput": np.where(
+                    enough, self.tokens / np.maximum(self.duration, 1e-6), np.nan
+                ),
+            }[measure]
+            lost = self.failed | (self.status >= 400) | ~np.isfinite(found) | (found < 0)
+        return np.where(lost, np.nan, found)
+
+    def _scored(self, key: str, *, event: bool) -> Floats:
+        found = np.full(len(self.scores), np.nan)
+        for i in np.flatnonzero(self.scored).tolist():
+            found[i] = self.scores[i].get(key, np.nan)
+        found = np.clip(np.where(np.isfinite(found), found, np.nan), 0.0, 1.0)
+        return np.where(np.isnan(found), np.nan, (found > 0.5) * 1.0) if event else found
+
+
+def sound(rows: Rows) -> Rows:
+    """Returns the rows that can be judged: of the two versions, at a time that is a number."""
+    keep = rows["arm"] >= 0
+    keep &= np.abs(rows["at"]) <= _FURTHEST_S  # false for NaN
+    keep &= (rows["duration"] >= 0) & (rows["duration"] <= _FURTHEST_S)
+    keep &= (rows["share"] >= 0) & (rows["share"] <= 1)
+    return dict(rows) if bool(keep.all()) else take(rows, keep)
+
+
+def empty(columns: Iterable[str]) -> Rows:
+    """Returns rows with these columns, none of them."""
+    return {name: np.empty(0, dtype=_TYPES.get(name, "<f8")) for name in columns}
+
+
+def take(rows: Rows, which: slice | Array) -> dict[str, Array]:
+    """Returns the rows that `which` (a slice, a mask or indices) names."""
+    return {name: column[which] for name, column in rows.items()}
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """Returns all rows of `parts` (at least one; same columns), in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def count(rows: Rows) -> int:
+    """Returns how many rows there are."""
+    return len(rows["at"])
+
+
+def pack(rows: Rows) -> dict[str, str]:
+    """Returns rows as JSON values: each column's bytes in base64."""
+    return {
+        name: b64encode(column.astype(_TYPES.get(name, "<f8")).tobytes()).decode()
+        for name, column in rows.items()
+    }
+
+
+def unpack(state: object) -> Rows:
+    """Returns the rows that `pack` made JSON of."""
+    return {
+        name: np.frombuffer(b64decode(text), dtype=_TYPES.get(name, "<f8")).copy()
+        for name, text in cast("dict[str, str]", state).items()
+    }
