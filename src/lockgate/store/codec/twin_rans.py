@@ -261,10 +261,13 @@ def _log(value: int) -> int:
 
 
 def _is_noise(symbols: Bytes) -> bool:
-    """Says whether every 8th byte shows that coding would save less than a hundredth."""
+    """Says whether every 8th byte, or some 32768, show that coding saves less than a hundredth."""
     if symbols.size < 8192:
         return False
-    counts = np.bincount(symbols[::8], minlength=256).tolist()
+    stride = 8
+    while symbols.size // stride > 65536:
+        stride *= 2
+    counts = np.bincount(symbols[::stride], minlength=256).tolist()
     total = sum(counts)
     bits = sum(count * (_log(total) - _log(count)) for count in counts if count)
     return bool(bits > total * (8 * 256 * 99 // 100))

@@ -3,20 +3,27 @@
 
 #include "kernel.h"
 
-void lg_put(lg_bytes *out, const void *data, size_t size)
+uint8_t *lg_room(lg_bytes *out, size_t size)
 {
-    if (out->failed) return;
+    if (out->failed) return NULL;
     if (size > out->room - out->size) {
         size_t room = out->room * 2 > out->size + size ? out->room * 2 : out->size + size + 64;
         uint8_t *more = realloc(out->data, room);
         if (!more) {
             out->failed = 1;
-            return;
+            return NULL;
         }
         out->data = more;
         out->room = room;
     }
-    if (size) memcpy(out->data + out->size, data, size);
+    return out->data + out->size;
+}
+
+void lg_put(lg_bytes *out, const void *data, size_t size)
+{
+    uint8_t *to = size ? lg_room(out, size) : NULL;
+    if (!to) return;
+    memcpy(to, data, size);
     out->size += size;
 }
 

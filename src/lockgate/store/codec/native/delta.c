@@ -11,7 +11,7 @@
 
 #include "kernel.h"
 
-#define TILE 4096
+#define TILE LG_TILE
 #define SPAN 24    /* exponents further below the greatest are taken as that far */
 #define LARGE 255  /* stands for the token of a larger magnitude until it is made */
 #define SAMPLE 16  /* the model is chosen by every 16th element */
@@ -121,24 +121,30 @@ INLINE int lowered(int kind) { return bits_of(kind) == 32 ? 16 : 0; }
 typedef struct {
     lg_bytes *out;
     uint64_t bits;
-    uint32_t many;
+    uint32_t many; /* below 8 between calls */
 } bit_writer;
 
-static void put_bits(bit_writer *w, uint32_t value, uint32_t count)
+/* Appends `count` values of up to 29 bits; says whether there was memory. */
+static int put_bits(bit_writer *w, const uint32_t *values, const uint8_t *sizes, size_t count)
 {
-    w->bits |= (uint64_t)value << w->many;
-    w->many += count;
-    if (w->many >= 32) {
-        lg_put_u32(w->out, (uint32_t)w->bits);
-        w->bits >>= 32;
-        w->many -= 32;
+    uint8_t *to = lg_room(w->out, 4 * count + 8);
+    const uint8_t *from = to;
+    if (!to) return LG_NOMEM;
+    for (size_t i = 0; i < count; i++) {
+        w->bits |= (uint64_t)values[i] << w->many;
+        w->many += sizes[i];
+        memcpy(to, &w->bits, 8);
+        to += w->many >> 3;
+        w->bits >>= w->many & ~7u;
+        w->many &= 7;
     }
+    w->out->size += (size_t)(to - from);
+    return LG_OK;
 }
 
 static void end_bits(bit_writer *w)
 {
-    for (; w->many > 0; w->many = w->many > 8 ? w->many - 8 : 0, w->bits >>= 8)
-        lg_put_u8(w->out, (unsigned)(w->bits & 255));
+    if (w->many) lg_put_u8(w->out, (unsigned)(w->bits & 255));
 }
 
 typedef struct {
@@ -179,10 +185,9 @@ INLINE uint32_t greatest(const uint8_t *base, size_t count, int kind)
 /* The sum of the differences as if at one exponent; of a quarter of the elements in a large group. A
  * difference is 2^31 at most, 2^39 once moved, and a group has LG_MAX_GROUP / 4 of them: 2^57. */
 INLINE uint64_t weigh(const uint8_t *data, const uint8_t *base, size_t begin, size_t end, uint32_t reference,
-                      int kind)
+                      size_t stride, int kind)
 {
     uint64_t sum = 0;
-    size_t stride = sparse_from <= end - begin ? 64 : 16;
     for (size_t block = begin; block < end; block += stride) {
         size_t stop = block + 16 < end ? block + 16 : end;
         for (size_t i = block; i < stop; i++) {
@@ -192,6 +197,14 @@ INLINE uint64_t weigh(const uint8_t *data, const uint8_t *base, size_t begin, si
         }
     }
     return sum;
+}
+
+/* Counts the sizes that every 16th element expects; `begin` is such an element. */
+INLINE void tally(const uint8_t *base, size_t begin, size_t end, int class, uint32_t reference,
+                  uint32_t *seen, int kind)
+{
+    for (size_t i = begin; i < end; i += SAMPLE)
+        seen[class - 2 * (int)shift_of(load(base, i, kind), reference, kind) + SHIFT]++;
 }
 
 INLINE void expect(const uint8_t *base, size_t begin, size_t end, int class, uint32_t reference, int origin,
@@ -228,53 +241,83 @@ INLINE void combine(const uint8_t *base, const uint8_t *tokens, size_t begin, si
     }
 }
 
-/* Bit 7 of each of the next 8 tokens, or of the `left` that there are, that is at least `first`. */
-INLINE uint64_t large_in(const uint8_t *tokens, size_t left, uint32_t first)
-{
-    uint64_t v = 0;
-    if (left >= 8)
-        memcpy(&v, tokens, 8);
-    else
-        memcpy(&v, tokens, left);
-    v |= (v & 0x7f7f7f7f7f7f7f7full) + 0x0101010101010101ull * (128 - first);
-    return v & 0x8080808080808080ull;
-}
-
-/* Makes the tokens that stand as LARGE, and writes their extra bits. */
-INLINE void put_large(const uint8_t *data, const uint8_t *base, size_t begin, size_t end, uint8_t *tokens,
-                      bit_writer *extra, int kind)
+/* Makes the tokens that stand as LARGE, and their extra bits; `at` says where they are. */
+INLINE void make_large(const uint8_t *data, const uint8_t *base, const uint16_t *at, size_t count,
+                       uint8_t *tokens, uint32_t *values, uint8_t *sizes, int kind)
 {
     uint32_t small = small_of(kind);
-    for (size_t i = begin; i < end; i += 8) {
-        uint64_t large = large_in(tokens + (i - begin), end - i, first_of(kind));
-        for (; large; large &= large - 1) {
-            size_t j = i + (size_t)__builtin_ctzll(large) / 8;
-            uint32_t d = subtract(load(data, j, kind), load(base, j, kind), kind);
-            uint32_t m = magnitude(d, kind), log = 31 - (uint32_t)__builtin_clz(m);
-            uint32_t k = (1u << small) + (log - small) * 4 + (m >> (log - 2) & 3);
-            tokens[j - begin] = (uint8_t)(2 * k - 1 + (smear(d, kind) & 1));
-            put_bits(extra, m & ((1u << (log - 2)) - 1), log - 2);
-        }
+    for (size_t i = 0; i < count; i++) {
+        size_t j = at[i];
+        uint32_t d = subtract(load(data, j, kind), load(base, j, kind), kind);
+        uint32_t m = magnitude(d, kind), log = 31 - (uint32_t)__builtin_clz(m);
+        uint32_t k = (1u << small) + (log - small) * 4 + (m >> (log - 2) & 3);
+        tokens[j] = (uint8_t)(2 * k - 1 + (smear(d, kind) & 1));
+        values[i] = m & ((1u << (log - 2)) - 1);
+        sizes[i] = (uint8_t)(log - 2);
     }
 }
 
-/* Stores the elements whose tokens have extra bits. */
-INLINE int take_large(const uint8_t *base, const uint8_t *tokens, size_t begin, size_t end, uint8_t *data,
-                      bit_reader *extra, int kind)
+/* Stores the elements whose tokens have extra bits; `at` says where they are. */
+INLINE int take_large(const uint8_t *base, const uint8_t *tokens, const uint16_t *at, size_t count,
+                      uint8_t *data, bit_reader *extra, int kind)
 {
     uint32_t small = small_of(kind);
-    for (size_t i = begin; i < end; i += 8) {
-        uint64_t large = large_in(tokens + (i - begin), end - i, first_of(kind));
-        for (; large; large &= large - 1) {
-            size_t j = i + (size_t)__builtin_ctzll(large) / 8;
-            uint32_t t = tokens[j - begin], k = ((t + 1) >> 1) - (1u << small), low, m;
-            uint32_t log = k / 4 + small;
-            if (log >= (uint32_t)bits_of(kind) || take_bits(extra, log - 2, &low)) return LG_CORRUPT;
-            m = (4 | (k & 3)) << (log - 2) | low;
-            store(data, j, add(load(base, j, kind), t & 1 ? m : 0u - m, kind), kind);
-        }
+    for (size_t i = 0; i < count; i++) {
+        size_t j = at[i];
+        uint32_t t = tokens[j], k = ((t + 1) >> 1) - (1u << small), low, m;
+        uint32_t log = k / 4 + small;
+        if (log >= (uint32_t)bits_of(kind) || take_bits(extra, log - 2, &low)) return LG_CORRUPT;
+        m = (4 | (k & 3)) << (log - 2) | low;
+        store(data, j, add(load(base, j, kind), t & 1 ? m : 0u - m, kind), kind);
     }
     return LG_OK;
+}
+
+/* Bit i: whether token i of the next 64, or of the `left` that there are, is at least `first`. */
+INLINE uint64_t large_in(const uint8_t *tokens, size_t left, uint32_t first)
+{
+    uint64_t found = 0;
+    for (size_t i = 0; i < 64 && i < left; i += 8) {
+        uint64_t v = 0;
+        memcpy(&v, tokens + i, left - i < 8 ? left - i : 8);
+        v |= (v & 0x7f7f7f7f7f7f7f7full) + 0x0101010101010101ull * (128 - first);
+        found |= ((v >> 7 & 0x0101010101010101ull) * 0x0102040810204080ull >> 56) << i;
+    }
+    return found;
+}
+
+/* Writes down where bits are; four at a time, for how many there are is hard to foresee. `at` has room
+ * for three more than there are. */
+INLINE size_t places_of(uint64_t bits, size_t begin, uint16_t *at)
+{
+    size_t many = (size_t)__builtin_popcountll(bits);
+    for (size_t n = 0; n < many; n += 4) {
+        for (size_t i = n; i < n + 4; i++) {
+            at[i] = (uint16_t)(begin + (bits ? (size_t)__builtin_ctzll(bits) : 0));
+            bits &= bits - 1;
+        }
+    }
+    return many;
+}
+
+/* Writes down where tokens are at least `first`; returns how many there are. */
+INLINE size_t find_large(const uint8_t *tokens, size_t count, uint32_t first, uint16_t *at)
+{
+    size_t many = 0;
+    for (size_t i = 0; i < count; i += 64)
+        many += places_of(large_in(tokens + i, count - i, first), i, at + many);
+    return many;
+}
+
+/* Keys of contexts and tokens; and the slots where contexts begin. */
+INLINE void join(const uint8_t *contexts_of, const uint8_t *tokens, size_t count, uint16_t *keys)
+{
+    for (size_t i = 0; i < count; i++) keys[i] = (uint16_t)(contexts_of[i] << 8 | tokens[i]);
+}
+
+INLINE void spread(const uint8_t *contexts_of, size_t count, uint16_t *slots)
+{
+    for (size_t i = 0; i < count; i++) slots[i] = (uint16_t)(contexts_of[i] << LG_SCALE_BITS);
 }
 
 typedef struct {
@@ -283,9 +326,13 @@ typedef struct {
     void (*expect)(const uint8_t *, size_t, size_t, int, uint32_t, int, int, int, uint8_t *);
     void (*tokenize)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *);
     void (*combine)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *);
-    void (*put_large)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *, bit_writer *);
-    int (*take_large)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *, bit_reader *);
-    uint32_t (*shift)(const uint8_t *, size_t, uint32_t);
+    size_t (*find_large)(const uint8_t *, size_t, uint32_t, uint16_t *);
+    void (*make_large)(const uint8_t *, const uint8_t *, const uint16_t *, size_t, uint8_t *, uint32_t *,
+                       uint8_t *);
+    int (*take_large)(const uint8_t *, const uint8_t *, const uint16_t *, size_t, uint8_t *, bit_reader *);
+    void (*tally)(const uint8_t *, size_t, size_t, int, uint32_t, uint32_t *);
+    void (*join)(const uint8_t *, const uint8_t *, size_t, uint16_t *);
+    void (*spread)(const uint8_t *, size_t, uint16_t *);
 } loops;
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -298,23 +345,18 @@ typedef struct {
 #define TARGET_512                                                                                          \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx2,bmi2,popcnt,lzcnt" WIDE)))
 
-/* The same three for 16-bit floats, 32 elements at a time; they return where the others go on. */
-TARGET_512 INLINE size_t expect_512(const uint8_t *base, size_t i, size_t end, int class, uint32_t reference,
-                                    int origin, int step, int contexts, uint8_t *out, int mantissa, int most)
+/* The same for 16-bit floats, 32 elements at a time; they return where the others go on. */
+TARGET_512 INLINE uint32_t greatest_512(const uint8_t *base, size_t count, int mantissa, int most)
 {
-    __m512i start = _mm512_set1_epi16((short)(class - origin));
-    __m512i top = _mm512_set1_epi16((short)(contexts - 1));
-    __m512i lowest = _mm512_set1_epi16((short)reference), span = _mm512_set1_epi16(SPAN);
-    __m128i by = _mm_cvtsi32_si128(step);
-    for (; i + 32 <= end; i += 32, out += 32) {
-        __m512i e = _mm512_srli_epi16(_mm512_loadu_si512(base + 2 * i), (unsigned)mantissa);
-        e = _mm512_subs_epu16(_mm512_and_si512(e, _mm512_set1_epi16((short)most)), lowest);
-        e = _mm512_min_epu16(e, span);
-        e = _mm512_sra_epi16(_mm512_sub_epi16(start, _mm512_add_epi16(e, e)), by);
-        e = _mm512_min_epi16(_mm512_max_epi16(e, _mm512_setzero_si512()), top);
-        _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi16_epi8(e));
+    __m512i none = _mm512_set1_epi16((short)most), top = _mm512_setzero_si512();
+    for (size_t i = 0; i < count; i += 32) {
+        size_t left = count - i;
+        __m512i e = _mm512_maskz_loadu_epi16(left > SAMPLE ? 1u | 1u << SAMPLE : 1u, base + 2 * i);
+        e = _mm512_and_si512(_mm512_srli_epi16(e, (unsigned)mantissa), none);
+        top = _mm512_max_epu16(top, _mm512_maskz_mov_epi16(_mm512_cmpneq_epu16_mask(e, none), e));
     }
-    return i;
+    return _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_and_si512(top, _mm512_set1_epi32(0xffff)),
+                                                    _mm512_srli_epi32(top, 16)));
 }
 
 TARGET_512 INLINE __m512i ordered(__m512i v)
@@ -322,13 +364,80 @@ TARGET_512 INLINE __m512i ordered(__m512i v)
     return _mm512_xor_si512(v, _mm512_or_si512(_mm512_srai_epi16(v, 15), _mm512_set1_epi16(-32768)));
 }
 
+/* The difference of elements, counted away from zero. */
+TARGET_512 INLINE __m512i subtract_512(__m512i x, __m512i b)
+{
+    __m512i s = _mm512_srai_epi16(b, 15), d = _mm512_sub_epi16(ordered(x), ordered(b));
+    return _mm512_sub_epi16(_mm512_xor_si512(d, s), s);
+}
+
+TARGET_512 INLINE __m512i shift_512(__m512i b, uint32_t reference, int mantissa, int most)
+{
+    __m512i e = _mm512_and_si512(_mm512_srli_epi16(b, (unsigned)mantissa), _mm512_set1_epi16((short)most));
+    e = _mm512_subs_epu16(e, _mm512_set1_epi16((short)reference));
+    return _mm512_min_epu16(e, _mm512_set1_epi16(SPAN));
+}
+
+/* Two blocks of 16 elements, `apart` from one another. */
+TARGET_512 INLINE __m512i two_blocks(const uint8_t *data, size_t i, size_t apart)
+{
+    __m256i a = _mm256_loadu_si256((const __m256i *)(data + 2 * i));
+    __m256i b = _mm256_loadu_si256((const __m256i *)(data + 2 * (i + apart)));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+}
+
+TARGET_512 INLINE uint64_t weigh_512(const uint8_t *data, const uint8_t *base, size_t *at, size_t end,
+                                     uint32_t reference, int mantissa, int most)
+{
+    size_t stride = sparse_from <= end - *at ? 64 : 16, i = *at;
+    __m512i sum = _mm512_setzero_si512();
+    for (; i + stride + 16 <= end; i += 2 * stride) {
+        __m512i b = two_blocks(base, i, stride), d = subtract_512(two_blocks(data, i, stride), b);
+        __m512i m = _mm512_abs_epi16(d), by = shift_512(b, reference, mantissa, most);
+        /* four of 16 bits in each 64: moved one by one, for a sum has 40 bits */
+        for (int k = 0; k < 4; k++) {
+            __m512i low = _mm512_set1_epi64(0xffff);
+            __m512i moved = _mm512_sllv_epi64(_mm512_and_si512(m, low), _mm512_and_si512(by, low));
+            sum = _mm512_add_epi64(sum, moved);
+            m = _mm512_srli_epi64(m, 16);
+            by = _mm512_srli_epi64(by, 16);
+        }
+    }
+    *at = i;
+    return (uint64_t)_mm512_reduce_add_epi64(sum);
+}
+
+TARGET_512 static size_t find_large_512(const uint8_t *tokens, size_t count, uint32_t first, uint16_t *at)
+{
+    size_t many = 0;
+    for (size_t i = 0; i < count; i += 64) {
+        __mmask64 there = count - i < 64 ? ~0ull >> (64 - (count - i)) : ~0ull;
+        __m512i t = _mm512_maskz_loadu_epi8(there, tokens + i);
+        many += places_of(_mm512_mask_cmpge_epu8_mask(there, t, _mm512_set1_epi8((char)first)), i, at + many);
+    }
+    return many;
+}
+
+TARGET_512 INLINE size_t expect_512(const uint8_t *base, size_t i, size_t end, int class, uint32_t reference,
+                                    int origin, int step, int contexts, uint8_t *out, int mantissa, int most)
+{
+    __m512i start = _mm512_set1_epi16((short)(class - origin));
+    __m512i top = _mm512_set1_epi16((short)(contexts - 1));
+    __m128i by = _mm_cvtsi32_si128(step);
+    for (; i + 32 <= end; i += 32, out += 32) {
+        __m512i e = shift_512(_mm512_loadu_si512(base + 2 * i), reference, mantissa, most);
+        e = _mm512_sra_epi16(_mm512_sub_epi16(start, _mm512_add_epi16(e, e)), by);
+        e = _mm512_min_epi16(_mm512_max_epi16(e, _mm512_setzero_si512()), top);
+        _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi16_epi8(e));
+    }
+    return i;
+}
+
 TARGET_512 INLINE size_t tokenize_512(const uint8_t *data, const uint8_t *base, size_t i, size_t end,
                                       uint8_t *tokens)
 {
     for (; i + 32 <= end; i += 32, tokens += 32) {
-        __m512i b = _mm512_loadu_si512(base + 2 * i), s = _mm512_srai_epi16(b, 15);
-        __m512i d = _mm512_sub_epi16(ordered(_mm512_loadu_si512(data + 2 * i)), ordered(b));
-        d = _mm512_sub_epi16(_mm512_xor_si512(d, s), s);
+        __m512i d = subtract_512(_mm512_loadu_si512(data + 2 * i), _mm512_loadu_si512(base + 2 * i));
         __m512i m = _mm512_abs_epi16(d);
         __m512i t = _mm512_add_epi16(_mm512_add_epi16(m, m), _mm512_srli_epi16(d, 15));
         t = _mm512_subs_epu16(t, _mm512_set1_epi16(1));
@@ -357,6 +466,17 @@ TARGET_512 INLINE size_t combine_512(const uint8_t *base, const uint8_t *tokens,
 }
 
 #define DEFINE_512(name, kind, mantissa, most)                                                              \
+    TARGET_512 static uint32_t greatest_##name##_fast(const uint8_t *b, size_t n)                           \
+    {                                                                                                       \
+        return greatest_512(b, n, mantissa, most);                                                          \
+    }                                                                                                       \
+    TARGET_512 static uint64_t weigh_##name##_fast(const uint8_t *x, const uint8_t *b, size_t i, size_t j,  \
+                                                   uint32_t r)                                              \
+    {                                                                                                       \
+        size_t stride = j - i < sparse_from ? 16 : 64;                                                      \
+        uint64_t sum = weigh_512(x, b, &i, j, r, mantissa, most);                                           \
+        return sum + weigh(x, b, i, j, r, stride, kind);                                                    \
+    }                                                                                                       \
     TARGET_512 static void expect_##name##_fast(const uint8_t *b, size_t i, size_t j, int c, uint32_t r,    \
                                                 int o, int s, int n, uint8_t *out)                          \
     {                                                                                                       \
@@ -386,7 +506,7 @@ DEFINE_512(bf16, LG_BF16, 7, 255)
     attribute static uint64_t weigh_##name(const uint8_t *x, const uint8_t *b, size_t i, size_t j,          \
                                            uint32_t r)                                                      \
     {                                                                                                       \
-        return weigh(x, b, i, j, r, kind);                                                                  \
+        return weigh(x, b, i, j, r, j - i < sparse_from ? 16 : 64, kind);                                   \
     }                                                                                                       \
     attribute static void expect_##name(const uint8_t *b, size_t i, size_t j, int c, uint32_t r, int o,     \
                                         int s, int n, uint8_t *out)                                         \
@@ -403,19 +523,32 @@ DEFINE_512(bf16, LG_BF16, 7, 255)
     {                                                                                                       \
         combine(b, t, i, j, x, kind);                                                                       \
     }                                                                                                       \
-    attribute static void put_large_##name(const uint8_t *x, const uint8_t *b, size_t i, size_t j,          \
-                                           uint8_t *t, bit_writer *w)                                       \
+    attribute static size_t find_large_##name(const uint8_t *t, size_t n, uint32_t first, uint16_t *at)     \
     {                                                                                                       \
-        put_large(x, b, i, j, t, w, kind);                                                                  \
+        return find_large(t, n, first, at);                                                                 \
     }                                                                                                       \
-    attribute static int take_large_##name(const uint8_t *b, const uint8_t *t, size_t i, size_t j,          \
-                                           uint8_t *x, bit_reader *r)                                       \
+    attribute static void make_large_##name(const uint8_t *x, const uint8_t *b, const uint16_t *at,         \
+                                            size_t n, uint8_t *t, uint32_t *v, uint8_t *s)                  \
     {                                                                                                       \
-        return take_large(b, t, i, j, x, r, kind);                                                          \
+        make_large(x, b, at, n, t, v, s, kind);                                                             \
     }                                                                                                       \
-    attribute static uint32_t shift_##name(const uint8_t *b, size_t i, uint32_t r)                          \
+    attribute static int take_large_##name(const uint8_t *b, const uint8_t *t, const uint16_t *at,          \
+                                           size_t n, uint8_t *x, bit_reader *r)                             \
     {                                                                                                       \
-        return shift_of(load(b, i, kind), r, kind);                                                         \
+        return take_large(b, t, at, n, x, r, kind);                                                         \
+    }                                                                                                       \
+    attribute static void tally_##name(const uint8_t *b, size_t i, size_t j, int c, uint32_t r,             \
+                                       uint32_t *seen)                                                      \
+    {                                                                                                       \
+        tally(b, i, j, c, r, seen, kind);                                                                   \
+    }                                                                                                       \
+    attribute static void join_##name(const uint8_t *c, const uint8_t *t, size_t n, uint16_t *keys)         \
+    {                                                                                                       \
+        join(c, t, n, keys);                                                                                \
+    }                                                                                                       \
+    attribute static void spread_##name(const uint8_t *c, size_t n, uint16_t *slots)                        \
+    {                                                                                                       \
+        spread(c, n, slots);                                                                                \
     }
 
 #define EACH(level, attribute)                                                                              \
@@ -428,9 +561,11 @@ DEFINE_512(bf16, LG_BF16, 7, 255)
     DEFINE(i16_##level, LG_I16, attribute)                                                                  \
     DEFINE(i32_##level, LG_I32, attribute)
 
-#define ROW(name)                                                                                           \
-    {greatest_##name, weigh_##name, expect_##name, tokenize_##name, combine_##name, put_large_##name,       \
-     take_large_##name, shift_##name}
+#define ROW_WITH(name, find)                                                                                \
+    {greatest_##name, weigh_##name, expect_##name, tokenize_##name, combine_##name, find,                   \
+     make_large_##name, take_large_##name, tally_##name, join_##name, spread_##name}
+#define ROW(name) ROW_WITH(name, find_large_##name)
+#define ROW_512(name) ROW_WITH(name, find_large_512)
 #define TABLE(level)                                                                                        \
     {ROW(i8_##level), ROW(e4m3_##level), ROW(e5m2_##level), ROW(f16_##level), ROW(bf16_##level),            \
      ROW(f32_##level), ROW(i16_##level), ROW(i32_##level)}
@@ -440,12 +575,13 @@ EACH(plain, )
 EACH(avx2, __attribute__((target("avx2,bmi2,popcnt,lzcnt"))))
 EACH(avx512, TARGET_512 __attribute__((unused)))
 #define FAST(name)                                                                                          \
-    {greatest_##name##_avx512, weigh_##name##_avx512, expect_##name##_fast, tokenize_##name##_fast,         \
-     combine_##name##_fast, put_large_##name##_avx512, take_large_##name##_avx512, shift_##name##_avx512}
+    {greatest_##name##_fast, weigh_##name##_fast, expect_##name##_fast, tokenize_##name##_fast,             \
+     combine_##name##_fast, find_large_512, make_large_##name##_avx512, take_large_##name##_avx512,         \
+     tally_##name##_avx512, join_##name##_avx512, spread_##name##_avx512}
 static const loops LOOPS[3][8] = {
     TABLE(plain), TABLE(avx2),
-    {ROW(i8_avx512), ROW(e4m3_avx512), ROW(e5m2_avx512), FAST(f16), FAST(bf16), ROW(f32_avx512),
-     ROW(i16_avx512), ROW(i32_avx512)},
+    {ROW_512(i8_avx512), ROW_512(e4m3_avx512), ROW_512(e5m2_avx512), FAST(f16), FAST(bf16),
+     ROW_512(f32_avx512), ROW_512(i16_avx512), ROW_512(i32_avx512)},
 };
 #else
 static const loops LOOPS[1][8] = {TABLE(plain)};
@@ -513,11 +649,12 @@ static void choose(model *m, const uint8_t *base, size_t count)
 {
     uint32_t seen[SPREAD] = {0}, total = 0, low = 0, high = SPREAD - 1, sum = 0;
     int most_contexts = contexts_for(count);
-    for (size_t i = 0; i < count; i += SAMPLE) {
-        uint32_t s = m->run->shift(base, i, m->reference);
-        seen[(int)m->classes[i / m->group] - 2 * (int)s + SHIFT]++;
-        total++;
+    for (uint32_t g = 0; g < m->groups; g++) {
+        size_t begin = (size_t)g * m->group, end = begin + m->group < count ? begin + m->group : count;
+        begin = (begin + SAMPLE - 1) / SAMPLE * SAMPLE;
+        if (begin < end) m->run->tally(base, begin, end, m->classes[g], m->reference, seen);
     }
+    for (int s = 0; s < SPREAD; s++) total += seen[s];
     while (low < SPREAD - 1 && (sum += seen[low]) * 200ull <= total) low++;
     sum = 0;
     while (high > low && (sum += seen[high]) * 1000ull <= total) high--;
@@ -526,17 +663,40 @@ static void choose(model *m, const uint8_t *base, size_t count)
     m->contexts = (int)((high - low) >> m->step) + 1;
 }
 
-static void describe(const model *m, const uint8_t *data, const uint8_t *base, size_t count, uint8_t *tokens,
-                     uint8_t *contexts_of, bit_writer *extra)
+/* The contexts of elements [begin, end). */
+static void expect_tile(const model *m, const uint8_t *base, size_t begin, size_t end, uint8_t *contexts_of)
 {
-    for (uint32_t g = 0; g < m->groups; g++) {
-        size_t first = (size_t)g * m->group, last = first + m->group < count ? first + m->group : count;
-        if (m->contexts > 1)
-            m->run->expect(base, first, last, m->classes[g], m->reference, m->origin, m->step, m->contexts,
-                           contexts_of + first);
-        m->run->tokenize(data, base, first, last, tokens + first);
-        m->run->put_large(data, base, first, last, tokens + first, extra);
+    if (m->contexts == 1) {
+        memset(contexts_of, 0, end - begin);
+        return;
     }
+    for (size_t i = begin; i < end;) {
+        size_t g = i / m->group, stop = (g + 1) * m->group < end ? (g + 1) * m->group : end;
+        m->run->expect(base, i, stop, m->classes[g], m->reference, m->origin, m->step, m->contexts,
+                       contexts_of + (i - begin));
+        i = stop;
+    }
+}
+
+/* Makes the keys of all elements, and their extra bits. */
+static int describe(const model *m, const uint8_t *data, const uint8_t *base, size_t count, uint16_t *keys,
+                    bit_writer *extra)
+{
+    uint8_t tokens[TILE], contexts_of[TILE], sizes[TILE];
+    uint16_t at[TILE + 3];
+    uint32_t values[TILE];
+    size_t width = lg_width(m->kind);
+    for (size_t begin = 0; begin < count; begin += TILE) {
+        size_t end = begin + TILE < count ? begin + TILE : count, many;
+        const uint8_t *x = data + begin * width, *b = base + begin * width;
+        expect_tile(m, base, begin, end, contexts_of);
+        m->run->tokenize(data, base, begin, end, tokens);
+        many = m->run->find_large(tokens, end - begin, first_of(m->kind), at);
+        m->run->make_large(x, b, at, many, tokens, values, sizes);
+        if (put_bits(extra, values, sizes, many)) return LG_NOMEM;
+        m->run->join(contexts_of, tokens, end - begin, keys + begin);
+    }
+    return LG_OK;
 }
 
 int lg_delta_encode(lg_bytes *out, const uint8_t *data, const uint8_t *base, size_t count, int kind,
@@ -545,14 +705,14 @@ int lg_delta_encode(lg_bytes *out, const uint8_t *data, const uint8_t *base, siz
     lg_bytes extra = {0};
     bit_writer bits = {&extra, 0, 0};
     model m = {loops_for(kind, level), kind, group, 0, 0, 0, 0, 1, NULL};
-    uint8_t *tokens = lg_alloc(&arena, 2 * count + 1);
+    uint16_t *keys = lg_alloc(&arena, 2 * count + 1);
     int status;
     m.groups = (uint32_t)((count + group - 1) / group);
     m.classes = lg_alloc(&arena, (size_t)m.groups + 1);
-    if (!tokens || !m.classes) return LG_NOMEM;
+    if (!keys || !m.classes) return LG_NOMEM;
     classify(&m, data, base, count);
     choose(&m, base, count);
-    describe(&m, data, base, count, tokens, tokens + count, &bits);
+    status = describe(&m, data, base, count, keys, &bits);
     end_bits(&bits);
     lg_put_u8(out, (unsigned)kind);
     lg_put_u8(out, (unsigned)m.contexts);
@@ -560,10 +720,8 @@ int lg_delta_encode(lg_bytes *out, const uint8_t *data, const uint8_t *base, siz
     lg_put_u8(out, m.reference);
     lg_put_u16(out, (unsigned)(m.origin + SHIFT));
     lg_put_u32(out, group);
-    status = lg_array_encode(out, m.classes, m.groups, arena, level);
-    if (!status)
-        status = lg_rans_encode(out, tokens, m.contexts > 1 ? tokens + count : NULL, count, m.contexts, arena,
-                                level);
+    if (!status) status = lg_array_encode(out, m.classes, m.groups, arena, level);
+    if (!status) status = lg_rans_encode(out, keys, count, m.contexts, arena, level);
     if (!status) lg_put(out, extra.data, extra.size);
     if (extra.failed || out->failed) status = LG_NOMEM;
     free(extra.data);
@@ -590,34 +748,27 @@ static int take_model(lg_input *in, model *m, size_t count, lg_arena *arena, int
     return lg_array_decode(in, m->classes, m->groups, *arena, level);
 }
 
-static void expect_tile(const model *m, const uint8_t *base, size_t begin, size_t end, uint8_t *contexts_of)
-{
-    for (size_t i = begin; i < end;) {
-        size_t g = i / m->group, stop = (g + 1) * m->group < end ? (g + 1) * m->group : end;
-        m->run->expect(base, i, stop, m->classes[g], m->reference, m->origin, m->step, m->contexts,
-                       contexts_of + (i - begin));
-        i = stop;
-    }
-}
-
-static int decode_tiles(const model *m, const lg_rans *block, bit_reader *extra, const uint8_t *base,
+static int decode_tiles(const model *m, lg_rans *block, bit_reader *extra, const uint8_t *base,
                         uint8_t *data, size_t count, int level)
 {
     uint8_t tokens[TILE], contexts_of[TILE];
-    lg_segment segment = {{0}, NULL, NULL};
+    uint16_t slots[TILE], at[TILE + 3];
+    uint32_t first = first_of(m->kind);
+    size_t width = lg_width(m->kind), many;
+    lg_segment segment = {{0}, NULL, NULL, 0};
     for (size_t begin = 0; begin < count; begin += TILE) {
         size_t end = begin + TILE < count ? begin + TILE : count;
-        if (begin % block->segment_size == 0) {
-            if (begin && lg_rans_finish(block, &segment)) return LG_CORRUPT;
-            if (lg_rans_start(block, (uint32_t)(begin / block->segment_size), &segment)) return LG_CORRUPT;
+        if (m->contexts > 1) {
+            expect_tile(m, base, begin, end, contexts_of);
+            m->run->spread(contexts_of, end - begin, slots);
         }
-        if (m->contexts > 1) expect_tile(m, base, begin, end, contexts_of);
-        if (lg_rans_step(block, &segment, m->contexts > 1 ? contexts_of : NULL, tokens, end - begin, level))
+        if (lg_rans_next(block, &segment, m->contexts > 1 ? slots : NULL, tokens, end - begin, level))
             return LG_CORRUPT;
         m->run->combine(base, tokens, begin, end, data);
-        if (m->run->take_large(base, tokens, begin, end, data, extra)) return LG_CORRUPT;
+        many = m->run->find_large(tokens, end - begin, first, at);
+        if (m->run->take_large(base + begin * width, tokens, at, many, data + begin * width, extra))
+            return LG_CORRUPT;
     }
-    if (count && lg_rans_finish(block, &segment)) return LG_CORRUPT;
     return extra->end - extra->at < 8 ? LG_OK : LG_CORRUPT;
 }
 

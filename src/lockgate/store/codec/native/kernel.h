@@ -29,6 +29,7 @@ enum { LG_SCALAR = 0, LG_AVX2 = 1, LG_AVX512 = 2 };
 #define LG_SCALE (1 << LG_SCALE_BITS)
 #define LG_LOW (1u << 15)          /* the least value of a coder's state */
 #define LG_MAX_ELEMENTS (1u << 26) /* of one frame */
+#define LG_TILE 4096               /* elements that are worked on together; divides every segment */
 #define LG_MAX_GROUP (1u << 20)    /* so that the sums of a group fit in 64 bits */
 
 /* A growing byte string; `failed` once memory ran out. */
@@ -51,17 +52,27 @@ typedef struct {
 
 /* A multi-context rANS block, opened for decoding. */
 typedef struct {
-    uint32_t *table; /* contexts * LG_SCALE entries: freq-1 << 20 | slot-cum << 8 | symbol */
-    const uint8_t *lengths;
-    const uint8_t *words, *end;
-    uint32_t segments, lanes, segment_size, contexts, count;
+    uint32_t *table; /* contexts * LG_SCALE entries: freq << 19 | slot-cum << 8 | symbol */
+    lg_input lengths, words; /* of the segments to come */
+    size_t left;             /* symbols of them */
+    uint32_t segment_size, lanes;
 } lg_rans;
 
-/* One segment under way. */
+/* One segment under way; all zero before the first. */
 typedef struct {
     uint32_t state[LG_MAX_LANES];
     const uint8_t *at, *end;
+    size_t left; /* symbols */
 } lg_segment;
+
+/* An array of bytes, opened for decoding. */
+typedef struct {
+    uint32_t mode;
+    uint8_t value;
+    const uint8_t *raw;
+    lg_rans block;
+    lg_segment segment;
+} lg_array;
 
 int lg_best_level(void);
 size_t lg_width(int kind);
@@ -70,6 +81,7 @@ size_t lg_arena_size(size_t size);
 
 /* bytes.c */
 void *lg_alloc(lg_arena *arena, size_t size); /* aligned to 64; NULL when there is no more */
+uint8_t *lg_room(lg_bytes *out, size_t size); /* where `size` more bytes may go; NULL: no memory */
 void lg_put(lg_bytes *out, const void *data, size_t size);
 void lg_put_u8(lg_bytes *out, unsigned value);
 void lg_put_u16(lg_bytes *out, unsigned value);
@@ -79,18 +91,21 @@ int lg_take_u8(lg_input *in, uint32_t *value);
 int lg_take_u16(lg_input *in, uint32_t *value);
 int lg_take_u32(lg_input *in, uint32_t *value);
 
-/* rans.c: symbols (bytes) under contexts (bytes below `contexts`, or NULL for one context). */
-int lg_rans_encode(lg_bytes *out, const uint8_t *symbols, const uint8_t *contexts_of, size_t count,
-                   int contexts, lg_arena arena, int level);
+/* rans.c: symbols (bytes) under contexts. A key is a context times 256 and a symbol. */
+int lg_rans_encode(lg_bytes *out, const uint16_t *keys, size_t count, int contexts, lg_arena arena,
+                   int level);
 int lg_rans_open(lg_rans *block, lg_input *in, size_t count, int contexts, lg_arena *arena);
-int lg_rans_start(const lg_rans *block, uint32_t segment, lg_segment *state);
-/* Decodes `count` symbols; a multiple of the lanes except at the end of a segment. */
-int lg_rans_step(const lg_rans *block, lg_segment *state, const uint8_t *contexts_of, uint8_t *symbols,
-                 size_t count, int level);
-int lg_rans_finish(const lg_rans *block, const lg_segment *state);
+/* Decodes the next LG_TILE symbols, or those that are left: a tile never lies in two segments. `slots`
+ * are their contexts, each times LG_SCALE; NULL where there is one. */
+int lg_rans_next(lg_rans *block, lg_segment *segment, const uint16_t *slots, uint8_t *symbols, size_t count,
+                 int level);
 /* A whole array of bytes: raw, constant or rANS, whichever is least. */
 int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_arena arena,
                     int level);
+int lg_array_open(lg_array *array, lg_input *in, size_t count, lg_arena *arena);
+/* Gives the next bytes of an array, LG_TILE or those that are left: `found` points to them, in `room` or
+ * in the input. */
+int lg_array_next(lg_array *array, uint8_t *room, size_t count, const uint8_t **found, int level);
 int lg_array_decode(lg_input *in, uint8_t *symbols, size_t count, lg_arena arena, int level);
 
 /* delta.c: elements against a prediction of the same kind and count. */

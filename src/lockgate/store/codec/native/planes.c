@@ -9,10 +9,48 @@
 
 static int rotates(int kind) { return kind == LG_BF16 || kind == LG_F32 || kind == LG_F16; }
 
-static void split16(const uint8_t *data, size_t count, uint8_t *planes, int rotate)
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define LG_X86 1
+#define TARGET_512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+
+/* Splits and joins 32 elements at a time; they return where the others go on. */
+TARGET_512 static size_t split16_512(const uint8_t *data, size_t count, uint8_t *low, uint8_t *high,
+                                     int rotate)
 {
-    uint8_t *low = planes, *high = planes + count;
-    for (size_t i = 0; i < count; i++) {
+    size_t i = 0;
+    for (; i + 32 <= count; i += 32) {
+        __m512i v = _mm512_loadu_si512(data + 2 * i);
+        if (rotate) v = _mm512_or_si512(_mm512_slli_epi16(v, 1), _mm512_srli_epi16(v, 15));
+        _mm256_storeu_si256((__m256i *)(low + i), _mm512_cvtepi16_epi8(v));
+        _mm256_storeu_si256((__m256i *)(high + i), _mm512_cvtepi16_epi8(_mm512_srli_epi16(v, 8)));
+    }
+    return i;
+}
+
+TARGET_512 static size_t join16_512(const uint8_t *low, const uint8_t *high, size_t count, uint8_t *data,
+                                    int rotate)
+{
+    size_t i = 0;
+    for (; i + 32 <= count; i += 32) {
+        __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(high + i)));
+        v = _mm512_or_si512(_mm512_slli_epi16(v, 8),
+                            _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(low + i))));
+        if (rotate) v = _mm512_or_si512(_mm512_srli_epi16(v, 1), _mm512_slli_epi16(v, 15));
+        _mm512_storeu_si512(data + 2 * i, v);
+    }
+    return i;
+}
+#endif
+
+static void split16(const uint8_t *data, size_t count, uint8_t *low, uint8_t *high, int rotate, int level)
+{
+    size_t i = 0;
+#ifdef LG_X86
+    if (level >= LG_AVX512) i = split16_512(data, count, low, high, rotate);
+#endif
+    (void)level;
+    for (; i < count; i++) {
         uint16_t v;
         memcpy(&v, data + 2 * i, 2);
         if (rotate) v = (uint16_t)(v << 1 | v >> 15);
@@ -21,10 +59,15 @@ static void split16(const uint8_t *data, size_t count, uint8_t *planes, int rota
     }
 }
 
-static void join16(const uint8_t *planes, size_t count, uint8_t *data, int rotate)
+static void join16(const uint8_t *low, const uint8_t *high, size_t count, uint8_t *data, int rotate,
+                   int level)
 {
-    const uint8_t *low = planes, *high = planes + count;
-    for (size_t i = 0; i < count; i++) {
+    size_t i = 0;
+#ifdef LG_X86
+    if (level >= LG_AVX512) i = join16_512(low, high, count, data, rotate);
+#endif
+    (void)level;
+    for (; i < count; i++) {
         uint16_t v = (uint16_t)(low[i] | high[i] << 8);
         if (rotate) v = (uint16_t)(v >> 1 | v << 15);
         memcpy(data + 2 * i, &v, 2);
@@ -44,11 +87,11 @@ static void split32(const uint8_t *data, size_t count, uint8_t *planes, int rota
     }
 }
 
-static void join32(const uint8_t *planes, size_t count, uint8_t *data, int rotate)
+static void join32(const uint8_t *const *planes, size_t count, uint8_t *data, int rotate)
 {
     for (size_t i = 0; i < count; i++) {
-        uint32_t v = (uint32_t)planes[i] | (uint32_t)planes[count + i] << 8 |
-                     (uint32_t)planes[2 * count + i] << 16 | (uint32_t)planes[3 * count + i] << 24;
+        uint32_t v = (uint32_t)planes[0][i] | (uint32_t)planes[1][i] << 8 | (uint32_t)planes[2][i] << 16 |
+                     (uint32_t)planes[3][i] << 24;
         if (rotate) v = v >> 1 | v << 31;
         memcpy(data + 4 * i, &v, 4);
     }
@@ -61,12 +104,29 @@ int lg_planes_encode(lg_bytes *out, const uint8_t *data, size_t count, int kind,
     int status = planes ? LG_OK : LG_NOMEM;
     if (!planes) return status;
     if (width == 1 && count) memcpy(planes, data, count);
-    if (width == 2) split16(data, count, planes, rotates(kind));
+    if (width == 2) split16(data, count, planes, planes + count, rotates(kind), level);
     if (width == 4) split32(data, count, planes, rotates(kind));
     lg_put_u8(out, (unsigned)kind);
     for (size_t p = 0; p < width && !status; p++)
         status = lg_array_encode(out, planes + p * count, count, arena, level);
     return status;
+}
+
+/* Decodes and joins LG_TILE elements at a time, while they are in the cache. */
+static int join_all(lg_array *arrays, uint8_t *data, size_t count, int kind, int level)
+{
+    size_t width = lg_width(kind);
+    for (size_t begin = 0; begin < count; begin += LG_TILE) {
+        size_t some = count - begin < LG_TILE ? count - begin : LG_TILE;
+        uint8_t tiles[4][LG_TILE], *to = data + begin * width;
+        const uint8_t *planes[4];
+        for (size_t p = 0; p < width; p++)
+            if (lg_array_next(&arrays[p], tiles[p], some, &planes[p], level)) return LG_CORRUPT;
+        if (width == 1) memcpy(to, planes[0], some);
+        if (width == 2) join16(planes[0], planes[1], some, to, rotates(kind), level);
+        if (width == 4) join32(planes, some, to, rotates(kind));
+    }
+    return LG_OK;
 }
 
 int lg_planes_decode(const uint8_t *payload, size_t size, uint8_t *data, size_t count, int kind,
@@ -75,17 +135,11 @@ int lg_planes_decode(const uint8_t *payload, size_t size, uint8_t *data, size_t 
     lg_input in = {payload, payload + size};
     size_t width = lg_width(kind);
     uint32_t stated;
-    uint8_t *planes;
+    lg_array arrays[4];
     int status = LG_OK;
     if (!width || count > LG_MAX_ELEMENTS) return LG_CORRUPT;
     if (lg_take_u8(&in, &stated) || (int)stated != kind) return LG_CORRUPT;
-    planes = lg_alloc(&arena, width * count + 1);
-    if (!planes) return LG_NOMEM;
-    for (size_t p = 0; p < width && !status; p++)
-        status = lg_array_decode(&in, planes + p * count, count, arena, level);
+    for (size_t p = 0; p < width && !status; p++) status = lg_array_open(&arrays[p], &in, count, &arena);
     if (!status && in.at != in.end) status = LG_CORRUPT;
-    if (!status && width == 1 && count) memcpy(data, planes, count);
-    if (!status && width == 2) join16(planes, count, data, rotates(kind));
-    if (!status && width == 4) join32(planes, count, data, rotates(kind));
-    return status;
+    return status ? status : join_all(arrays, data, count, kind, level);
 }

@@ -75,7 +75,7 @@ static int take_table(lg_input *in, uint32_t *table)
     if (lg_take_u16(in, &span)) return LG_CORRUPT;
     if (!span) { /* never asked for by a sound frame: one symbol everywhere keeps reads defined */
         for (uint32_t slot = 0; slot < LG_SCALE; slot++)
-            table[slot] = (uint32_t)(LG_SCALE - 1) << 20 | slot << 8;
+            table[slot] = (uint32_t)LG_SCALE << 19 | slot << 8;
         return LG_OK;
     }
     if (lg_take_u8(in, &first) || first + span > 256) return LG_CORRUPT;
@@ -87,7 +87,7 @@ static int take_table(lg_input *in, uint32_t *table)
             freq = (freq & 127) | high << 7;
         }
         if (freq > LG_SCALE - sum) return LG_CORRUPT;
-        for (uint32_t slot = 0; slot < freq; slot++) table[sum + slot] = (freq - 1) << 20 | slot << 8 | s;
+        for (uint32_t slot = 0; slot < freq; slot++) table[sum + slot] = freq << 19 | slot << 8 | s;
         sum += freq;
     }
     return sum == LG_SCALE ? LG_OK : LG_CORRUPT;
@@ -95,38 +95,50 @@ static int take_table(lg_input *in, uint32_t *table)
 
 /* ---- encoding ---- */
 
+/* What is encoded: bytes, or keys, each a context times 256 and a byte. */
+typedef struct {
+    const uint8_t *bytes;
+    const uint16_t *keys;
+} symbols_in;
+
+static inline uint32_t key_at(symbols_in in, size_t i) { return in.keys ? in.keys[i] : in.bytes[i]; }
+
 /* Counts symbols under contexts. Neighbours are often equal: four tables keep them from waiting for
  * one another. */
-static void histogram(uint32_t (*counts)[COUNTS], const uint8_t *symbols,
-                      const uint8_t *contexts_of, size_t count)
+static void histogram(uint32_t (*counts)[COUNTS], symbols_in in, size_t count)
 {
     size_t i = 0;
-    if (!contexts_of) {
-        for (; i + 4 <= count; i += 4) {
-            counts[0][symbols[i]]++;
-            counts[1][symbols[i + 1]]++;
-            counts[2][symbols[i + 2]]++;
-            counts[3][symbols[i + 3]]++;
+    if (!in.keys) {
+        for (; i + 8 <= count; i += 8) {
+            uint64_t v;
+            memcpy(&v, in.bytes + i, 8);
+            counts[0][v & 255]++;
+            counts[1][v >> 8 & 255]++;
+            counts[2][v >> 16 & 255]++;
+            counts[3][v >> 24 & 255]++;
+            counts[0][v >> 32 & 255]++;
+            counts[1][v >> 40 & 255]++;
+            counts[2][v >> 48 & 255]++;
+            counts[3][v >> 56]++;
         }
     } else {
         for (; i + 4 <= count; i += 4) {
-            counts[0][(uint32_t)contexts_of[i] << 8 | symbols[i]]++;
-            counts[1][(uint32_t)contexts_of[i + 1] << 8 | symbols[i + 1]]++;
-            counts[2][(uint32_t)contexts_of[i + 2] << 8 | symbols[i + 2]]++;
-            counts[3][(uint32_t)contexts_of[i + 3] << 8 | symbols[i + 3]]++;
+            counts[0][in.keys[i]]++;
+            counts[1][in.keys[i + 1]]++;
+            counts[2][in.keys[i + 2]]++;
+            counts[3][in.keys[i + 3]]++;
         }
     }
-    for (; i < count; i++) counts[0][(contexts_of ? (uint32_t)contexts_of[i] << 8 : 0) | symbols[i]]++;
+    for (; i < count; i++) counts[0][key_at(in, i)]++;
 }
 
 /* Encodes elements [begin, end) from the last to the first; returns the new head of the words. */
-static uint16_t *push_scalar(uint32_t *state, const uint32_t *table, const uint8_t *symbols,
-                             const uint8_t *contexts_of, size_t begin, size_t end, uint32_t lanes,
-                             uint16_t *head)
+static uint16_t *push_scalar(uint32_t *state, const uint32_t *table, symbols_in in, size_t begin, size_t end,
+                             uint32_t lanes, uint16_t *head)
 {
     for (size_t i = end; i-- > begin;) {
         uint32_t *x = &state[i & (lanes - 1)];
-        uint32_t entry = table[(contexts_of ? (uint32_t)contexts_of[i] << 8 : 0) | symbols[i]];
+        uint32_t entry = table[key_at(in, i)];
         uint32_t freq = entry >> 12, cum = entry & (LG_SCALE - 1);
         if (*x >= freq << (31 - LG_SCALE_BITS)) {
             *--head = (uint16_t)*x;
@@ -139,95 +151,154 @@ static uint16_t *push_scalar(uint32_t *state, const uint32_t *table, const uint8
 
 #ifdef LG_X86
 #define TARGET_512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,bmi2,popcnt")))
+#define INLINE static inline __attribute__((always_inline))
 
 /* Loads of their own: on many processors faster than a gather, and free of its microcode's slow paths. */
-TARGET_512 static inline __m512i look_up(const uint32_t *table, __m512i index)
+TARGET_512 INLINE __m128i four(const uint32_t *table, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
 {
-    uint32_t at[16] __attribute__((aligned(64)));
-    __m128i a, b, c, d;
-    _mm512_store_si512(at, index);
-    a = _mm_cvtsi32_si128((int)table[at[0]]);
-    b = _mm_cvtsi32_si128((int)table[at[4]]);
-    c = _mm_cvtsi32_si128((int)table[at[8]]);
-    d = _mm_cvtsi32_si128((int)table[at[12]]);
-    a = _mm_insert_epi32(a, (int)table[at[1]], 1);
-    b = _mm_insert_epi32(b, (int)table[at[5]], 1);
-    c = _mm_insert_epi32(c, (int)table[at[9]], 1);
-    d = _mm_insert_epi32(d, (int)table[at[13]], 1);
-    a = _mm_insert_epi32(a, (int)table[at[2]], 2);
-    b = _mm_insert_epi32(b, (int)table[at[6]], 2);
-    c = _mm_insert_epi32(c, (int)table[at[10]], 2);
-    d = _mm_insert_epi32(d, (int)table[at[14]], 2);
-    a = _mm_insert_epi32(a, (int)table[at[3]], 3);
-    b = _mm_insert_epi32(b, (int)table[at[7]], 3);
-    c = _mm_insert_epi32(c, (int)table[at[11]], 3);
-    d = _mm_insert_epi32(d, (int)table[at[15]], 3);
+    __m128i found = _mm_insert_epi32(_mm_cvtsi32_si128((int)table[a]), (int)table[b], 1);
+    return _mm_insert_epi32(_mm_insert_epi32(found, (int)table[c], 2), (int)table[d], 3);
+}
+
+TARGET_512 INLINE __m512i sixteen(__m128i a, __m128i b, __m128i c, __m128i d)
+{
     return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(b, a)), _mm256_set_m128i(d, c), 1);
 }
 
-TARGET_512 static inline uint16_t *push_16(__m512i *state, const uint32_t *table, __m128i symbols,
-                                           __m128i contexts, uint16_t *head)
+TARGET_512 INLINE __m128i four_of(const uint32_t *table, uint64_t places)
 {
-    __m512i index = _mm512_or_si512(_mm512_slli_epi32(_mm512_cvtepu8_epi32(contexts), 8),
-                                    _mm512_cvtepu8_epi32(symbols));
-    __m512i entry = look_up(table, index);
-    __m512i freq = _mm512_srli_epi32(entry, 12);
+    return four(table, (uint16_t)places, (uint16_t)(places >> 16), (uint16_t)(places >> 32),
+                (uint32_t)(places >> 48));
+}
+
+/* Looks up 16 numbers of 16 bits. */
+TARGET_512 INLINE __m512i look_up(const uint32_t *table, __m256i places)
+{
+    __m128i low = _mm256_castsi256_si128(places), high = _mm256_extracti128_si256(places, 1);
+    return sixteen(four_of(table, (uint64_t)_mm_cvtsi128_si64(low)),
+                   four_of(table, (uint64_t)_mm_extract_epi64(low, 1)),
+                   four_of(table, (uint64_t)_mm_cvtsi128_si64(high)),
+                   four_of(table, (uint64_t)_mm_extract_epi64(high, 1)));
+}
+
+TARGET_512 INLINE __m128i four_bytes(const uint32_t *table, uint32_t v)
+{
+    return four(table, v & 255, v >> 8 & 255, v >> 16 & 255, v >> 24);
+}
+
+TARGET_512 INLINE __m512i look_up_at(const uint32_t *table, symbols_in in, size_t i)
+{
+    uint64_t v[4];
+    if (in.keys) {
+        memcpy(v, in.keys + i, 32);
+        return sixteen(four_of(table, v[0]), four_of(table, v[1]), four_of(table, v[2]),
+                       four_of(table, v[3]));
+    }
+    memcpy(v, in.bytes + i, 16);
+    return sixteen(four_bytes(table, (uint32_t)v[0]), four_bytes(table, (uint32_t)(v[0] >> 32)),
+                   four_bytes(table, (uint32_t)v[1]), four_bytes(table, (uint32_t)(v[1] >> 32)));
+}
+
+/* For each mask of 8 words, how to bring those that it names to the end, in order. */
+typedef struct {
+    uint8_t places[256][16];
+} packing;
+
+static void make_packing(packing *made)
+{
+    memset(made, 0, sizeof *made);
+    for (int mask = 0; mask < 256; mask++) {
+        int to = 8;
+        for (int i = 7; i >= 0; i--) {
+            if (!(mask >> i & 1)) continue;
+            to--;
+            made->places[mask][2 * to] = (uint8_t)(2 * i);
+            made->places[mask][2 * to + 1] = (uint8_t)(2 * i + 1);
+        }
+    }
+}
+
+/* Writes the words that `mask` names below `head`, and what comes next will write over, below them. */
+TARGET_512 INLINE uint16_t *put_words(const packing *pack, __m128i words, uint32_t mask, uint16_t *head)
+{
+    __m128i how = _mm_loadu_si128((const __m128i *)pack->places[mask]);
+    _mm_storeu_si128((__m128i *)(head - 8), _mm_shuffle_epi8(words, how));
+    return head - __builtin_popcount(mask);
+}
+
+TARGET_512 INLINE uint16_t *push_16(__m512i *state, const packing *pack, __m512i entry, uint16_t *head)
+{
+    __m512i x = *state, freq = _mm512_srli_epi32(entry, 12);
     __m512i cum = _mm512_and_si512(entry, _mm512_set1_epi32(LG_SCALE - 1));
-    __m512i x = *state;
     __mmask16 out = _mm512_cmpge_epu32_mask(x, _mm512_slli_epi32(freq, 31 - LG_SCALE_BITS));
-    unsigned many = (unsigned)__builtin_popcount(out);
-    head -= many;
-    _mm256_mask_storeu_epi16(head, (__mmask16)((1u << many) - 1),
-                             _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(out, x)));
+    __m256i words = _mm512_cvtepi32_epi16(x);
+    head = put_words(pack, _mm256_extracti128_si256(words, 1), (uint32_t)out >> 8, head);
+    head = put_words(pack, _mm256_castsi256_si128(words), (uint32_t)out & 255, head);
     x = _mm512_mask_srli_epi32(x, out, x, 16);
-    /* x < freq * 2^20, so the quotient has 20 bits and a float's is off by one at most */
-    __m512i q = _mm512_cvttps_epi32(_mm512_div_ps(_mm512_cvtepi32_ps(x), _mm512_cvtepi32_ps(freq)));
-    __m512i r = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, freq));
-    __mmask16 under = _mm512_movepi32_mask(r);
-    q = _mm512_mask_sub_epi32(q, under, q, _mm512_set1_epi32(1));
-    r = _mm512_mask_add_epi32(r, under, r, freq);
-    __mmask16 over = _mm512_cmpge_epi32_mask(r, freq);
-    q = _mm512_mask_add_epi32(q, over, q, _mm512_set1_epi32(1));
-    r = _mm512_mask_sub_epi32(r, over, r, freq);
-    *state = _mm512_add_epi32(_mm512_slli_epi32(q, LG_SCALE_BITS), _mm512_add_epi32(r, cum));
+    /* x < freq * 2^20, so the quotient has 20 bits; rounded down, it is right or one too small */
+    enum { down = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC };
+    __m512 ratio = _mm512_div_round_ps(_mm512_cvt_roundepi32_ps(x, down), _mm512_cvtepi32_ps(freq), down);
+    __m512i q = _mm512_cvttps_epi32(ratio);
+    __m512i rest = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, freq));
+    __mmask16 more = _mm512_cmpge_epi32_mask(rest, freq);
+    x = _mm512_add_epi32(_mm512_slli_epi32(q, LG_SCALE_BITS), _mm512_add_epi32(rest, cum));
+    *state = _mm512_mask_add_epi32(x, more, x, _mm512_sub_epi32(_mm512_set1_epi32(LG_SCALE), freq));
     return head;
 }
 
-TARGET_512 static uint16_t *push_512(uint32_t *state, const uint32_t *table, const uint8_t *symbols,
-                                     const uint8_t *contexts_of, size_t begin, size_t end, uint16_t *head)
+TARGET_512 INLINE uint16_t *push_512(uint32_t *state, const uint32_t *table, symbols_in in, size_t end,
+                                     const packing *pack, uint16_t *head)
 {
     __m512i x[4];
-    __m128i none = _mm_setzero_si128();
     for (int v = 0; v < 4; v++) x[v] = _mm512_loadu_si512(state + 16 * v);
-    for (size_t i = end; i > begin; i -= 64) {
+    for (size_t i = end; i > 0; i -= 64) {
 #pragma GCC unroll 4
-        for (int v = 3; v >= 0; v--) {
-            size_t j = i - 64 + 16 * (size_t)v;
-            __m128i c = contexts_of ? _mm_loadu_si128((const __m128i *)(contexts_of + j)) : none;
-            head = push_16(&x[v], table, _mm_loadu_si128((const __m128i *)(symbols + j)), c, head);
-        }
+        for (int v = 3; v >= 0; v--)
+            head = push_16(&x[v], pack, look_up_at(table, in, i - 64 + 16 * (size_t)v), head);
     }
     for (int v = 0; v < 4; v++) _mm512_storeu_si512(state + 16 * v, x[v]);
     return head;
 }
+
+TARGET_512 static uint16_t *push_bytes_512(uint32_t *state, const uint32_t *table, const uint8_t *bytes,
+                                           size_t end, const packing *pack, uint16_t *head)
+{
+    return push_512(state, table, (symbols_in){bytes, NULL}, end, pack, head);
+}
+
+TARGET_512 static uint16_t *push_keys_512(uint32_t *state, const uint32_t *table, const uint16_t *keys,
+                                          size_t end, const packing *pack, uint16_t *head)
+{
+    return push_512(state, table, (symbols_in){NULL, keys}, end, pack, head);
+}
 #endif
 
-static int put_segment(lg_bytes *out, const uint32_t *table, const uint8_t *symbols,
-                       const uint8_t *contexts_of, size_t count, uint32_t lanes, uint16_t *words, int level)
+typedef struct {
+    uint32_t counts[COUNTERS][COUNTS], freqs[LG_MAX_CONTEXTS * 256];
+    uint32_t table[LG_MAX_CONTEXTS * 256];
+#ifdef LG_X86
+    packing pack;
+#endif
+} workspace;
+
+/* `words` has room for `count`, for the lanes, and for 8 that are not meant. */
+static int put_segment(lg_bytes *out, const workspace *work, symbols_in in, size_t count, uint32_t lanes,
+                       uint16_t *words, int level)
 {
     uint32_t state[LG_MAX_LANES];
     uint16_t *end = words + count + LG_MAX_LANES, *head = end;
     size_t whole = count - count % lanes;
     for (uint32_t lane = 0; lane < lanes; lane++) state[lane] = LG_LOW;
-    head = push_scalar(state, table, symbols, contexts_of, whole, count, lanes, head);
+    head = push_scalar(state, work->table, in, whole, count, lanes, head);
 #ifdef LG_X86
     if (level >= LG_AVX512 && lanes == 64) {
-        head = push_512(state, table, symbols, contexts_of, 0, whole, head);
+        head = in.keys ? push_keys_512(state, work->table, in.keys, whole, &work->pack, head)
+                       : push_bytes_512(state, work->table, in.bytes, whole, &work->pack, head);
         whole = 0;
     }
 #endif
     (void)level;
-    head = push_scalar(state, table, symbols, contexts_of, 0, whole, lanes, head);
+    head = push_scalar(state, work->table, in, 0, whole, lanes, head);
     for (uint32_t lane = 0; lane < lanes; lane++) lg_put_u32(out, state[lane]);
     lg_put(out, head, (size_t)(end - head) * 2);
     return out->failed ? LG_NOMEM : LG_OK;
@@ -254,15 +325,13 @@ static uint64_t coded_bits(const uint32_t *counts, const uint32_t *freqs, int co
     return bits;
 }
 
-typedef struct {
-    uint32_t counts[COUNTERS][COUNTS], freqs[LG_MAX_CONTEXTS * 256];
-    uint32_t table[LG_MAX_CONTEXTS * 256];
-} workspace;
-
-static uint32_t build(workspace *work, const uint8_t *symbols, const uint8_t *contexts_of, size_t count,
-                      int contexts)
+static uint32_t build(workspace *work, symbols_in in, size_t count, int contexts)
 {
-    histogram(work->counts, symbols, contexts_of, count);
+    for (int t = 0; t < COUNTERS; t++) memset(work->counts[t], 0, (size_t)contexts * 256 * sizeof(uint32_t));
+    histogram(work->counts, in, count);
+#ifdef LG_X86
+    make_packing(&work->pack);
+#endif
     for (int c = 0; c < contexts; c++) {
         uint32_t sum = 0;
         for (int s = 0; s < 256; s++)
@@ -276,40 +345,41 @@ static uint32_t build(workspace *work, const uint8_t *symbols, const uint8_t *co
     return segment_bits(coded_bits(work->counts[0], work->freqs, contexts), count);
 }
 
-int lg_rans_encode(lg_bytes *out, const uint8_t *symbols, const uint8_t *contexts_of, size_t count,
-                   int contexts, lg_arena arena, int level)
+static int encode(lg_bytes *out, symbols_in in, size_t count, int contexts, lg_arena arena, int level)
 {
     workspace *work = lg_alloc(&arena, sizeof *work);
-    uint32_t lanes = lanes_for(count);
-    int status = work ? LG_OK : LG_NOMEM;
-    uint16_t *words = NULL;
-    if (!status) {
-        memset(work, 0, sizeof *work);
-        uint32_t log = build(work, symbols, contexts_of, count, contexts);
-        size_t segment = (size_t)1 << log, room = segment < count ? segment : count;
-        size_t segments = (count + segment - 1) / segment, table_at;
-        lg_put_u8(out, lanes);
-        lg_put_u8(out, log);
-        for (int c = 0; c < contexts; c++) put_table(out, work->freqs + c * 256);
-        table_at = out->size;
-        for (size_t s = 0; s < segments; s++) lg_put_u32(out, 0);
-        words = lg_alloc(&arena, (room + LG_MAX_LANES) * sizeof *words);
-        if (!words || out->failed) status = LG_NOMEM;
-        for (size_t s = 0; s < segments && !status; s++) {
-            size_t begin = s * segment, size = count - begin < segment ? count - begin : segment;
-            size_t before = out->size;
-            const uint8_t *c = contexts_of ? contexts_of + begin : NULL;
-            status = put_segment(out, work->table, symbols + begin, c, size, lanes,
-                                 words + (room - size), level);
-            if (!status) {
-                uint32_t length = (uint32_t)(out->size - before);
-                uint8_t raw[4] = {(uint8_t)length, (uint8_t)(length >> 8), (uint8_t)(length >> 16),
-                                  (uint8_t)(length >> 24)};
-                memcpy(out->data + table_at + 4 * s, raw, 4);
-            }
-        }
+    uint32_t lanes = lanes_for(count), log;
+    size_t segment, room, segments, table_at;
+    uint16_t *words;
+    if (!work) return LG_NOMEM;
+    log = build(work, in, count, contexts);
+    segment = (size_t)1 << log;
+    room = segment < count ? segment : count;
+    segments = (count + segment - 1) / segment;
+    lg_put_u8(out, lanes);
+    lg_put_u8(out, log);
+    for (int c = 0; c < contexts; c++) put_table(out, work->freqs + c * 256);
+    table_at = out->size;
+    for (size_t s = 0; s < segments; s++) lg_put_u32(out, 0);
+    words = lg_alloc(&arena, (room + LG_MAX_LANES + 8) * sizeof *words);
+    if (!words || out->failed) return LG_NOMEM;
+    for (size_t s = 0; s < segments; s++) {
+        size_t begin = s * segment, size = count - begin < segment ? count - begin : segment;
+        size_t before = out->size;
+        symbols_in these = {in.bytes ? in.bytes + begin : NULL, in.keys ? in.keys + begin : NULL};
+        uint32_t length;
+        if (put_segment(out, work, these, size, lanes, words + 8, level)) return LG_NOMEM;
+        length = (uint32_t)(out->size - before);
+        uint8_t raw[4] = {(uint8_t)length, (uint8_t)(length >> 8), (uint8_t)(length >> 16),
+                          (uint8_t)(length >> 24)};
+        memcpy(out->data + table_at + 4 * s, raw, 4);
     }
-    return status ? status : out->failed ? LG_NOMEM : LG_OK;
+    return LG_OK;
+}
+
+int lg_rans_encode(lg_bytes *out, const uint16_t *keys, size_t count, int contexts, lg_arena arena, int level)
+{
+    return encode(out, (symbols_in){NULL, keys}, count, contexts, arena, level);
 }
 
 /* ---- decoding ---- */
@@ -318,65 +388,66 @@ int lg_rans_open(lg_rans *block, lg_input *in, size_t count, int contexts, lg_ar
 {
     uint32_t lanes, log;
     uint64_t words = 0;
-    lg_input lengths;
     memset(block, 0, sizeof *block);
     if (count > LG_MAX_ELEMENTS || contexts < 1 || contexts > LG_MAX_CONTEXTS) return LG_CORRUPT;
     if (lg_take_u8(in, &lanes) || lg_take_u8(in, &log)) return LG_CORRUPT;
     if (lanes != lanes_for(count) || log < 13 || log > 20) return LG_CORRUPT;
     block->lanes = lanes;
     block->segment_size = 1u << log;
-    block->count = (uint32_t)count;
-    block->contexts = (uint32_t)contexts;
-    block->segments = (uint32_t)((count + block->segment_size - 1) >> log);
+    block->left = count;
     block->table = lg_alloc(arena, (size_t)contexts * LG_SCALE * sizeof *block->table);
     if (!block->table) return LG_NOMEM;
     for (int c = 0; c < contexts; c++)
         if (take_table(in, block->table + (size_t)c * LG_SCALE)) return LG_CORRUPT;
-    if (lg_take(in, (size_t)block->segments * 4, &block->lengths)) return LG_CORRUPT;
-    lengths = (lg_input){block->lengths, block->lengths + (size_t)block->segments * 4};
-    for (uint32_t s = 0; s < block->segments; s++) {
+    if (lg_take(in, ((count + block->segment_size - 1) >> log) * 4, &block->lengths.at)) return LG_CORRUPT;
+    block->lengths.end = in->at;
+    for (lg_input lengths = block->lengths; lengths.at != lengths.end;) {
         uint32_t length;
         (void)lg_take_u32(&lengths, &length);
         if (length < lanes * 4 || length % 2) return LG_CORRUPT;
         words += length;
     }
     if (words > (uint64_t)(in->end - in->at)) return LG_CORRUPT;
-    block->words = in->at;
-    block->end = in->at + words;
+    block->words = (lg_input){in->at, in->at + words};
     in->at += words;
     return LG_OK;
 }
 
-int lg_rans_start(const lg_rans *block, uint32_t segment, lg_segment *state)
+/* Opens the segment that comes next. */
+static int start(lg_rans *block, lg_segment *segment)
 {
-    lg_input lengths = {block->lengths, block->lengths + (size_t)block->segments * 4};
-    lg_input in = {block->words, block->end};
-    uint32_t length = 0;
-    for (uint32_t s = 0; s <= segment; s++) {
-        in.at += length;
-        if (lg_take_u32(&lengths, &length)) return LG_CORRUPT;
-    }
-    in.end = in.at + length;
+    lg_input in = block->words;
+    uint32_t length;
+    if (lg_take_u32(&block->lengths, &length)) return LG_CORRUPT;
+    block->words.at += length;
     for (uint32_t lane = 0; lane < block->lanes; lane++) {
-        if (lg_take_u32(&in, &state->state[lane])) return LG_CORRUPT;
-        if (state->state[lane] < LG_LOW || state->state[lane] >> 31) return LG_CORRUPT;
+        if (lg_take_u32(&in, &segment->state[lane])) return LG_CORRUPT;
+        if (segment->state[lane] < LG_LOW || segment->state[lane] >> 31) return LG_CORRUPT;
     }
-    state->at = in.at;
-    state->end = in.end;
+    segment->at = in.at;
+    segment->end = block->words.at;
+    segment->left = block->left < block->segment_size ? block->left : block->segment_size;
+    block->left -= segment->left;
     return LG_OK;
 }
 
-static int pull_scalar(const lg_rans *block, lg_segment *segment, const uint8_t *contexts_of,
+static int finish(const lg_rans *block, const lg_segment *segment)
+{
+    for (uint32_t lane = 0; lane < block->lanes; lane++)
+        if (segment->state[lane] != LG_LOW) return LG_CORRUPT;
+    return segment->at == segment->end ? LG_OK : LG_CORRUPT;
+}
+
+static int pull_scalar(const lg_rans *block, lg_segment *segment, const uint16_t *slots,
                        uint8_t *symbols, size_t count)
 {
     const uint8_t *at = segment->at;
     uint32_t lanes = block->lanes;
     for (size_t i = 0; i < count; i++) {
         uint32_t *x = &segment->state[i & (lanes - 1)];
-        uint32_t context = contexts_of ? contexts_of[i] : 0;
-        uint32_t entry = block->table[context << LG_SCALE_BITS | (*x & (LG_SCALE - 1))];
+        uint32_t entry = block->table[(slots ? slots[i] : 0u) | (*x & (LG_SCALE - 1))];
         symbols[i] = (uint8_t)entry;
-        *x = ((entry >> 20) + 1) * (*x >> LG_SCALE_BITS) + ((entry >> 8) & (LG_SCALE - 1));
+        *x = (entry >> 19) * (*x >> LG_SCALE_BITS) + ((entry >> 8) & (LG_SCALE - 1));
         if (*x < LG_LOW) {
             if (segment->end - at < 2) return LG_CORRUPT;
             *x = *x << 16 | (uint32_t)at[0] | (uint32_t)at[1] << 8;
@@ -388,65 +459,97 @@ static int pull_scalar(const lg_rans *block, lg_segment *segment, const uint8_t 
 }
 
 #ifdef LG_X86
-TARGET_512 static inline const uint8_t *pull_16(__m512i *state, const uint32_t *table, __m128i contexts,
-                                                uint8_t *symbols, const uint8_t *at)
+TARGET_512 INLINE const uint8_t *pull_16(__m512i *state, const uint32_t *table, const uint16_t *slots,
+                                         uint8_t *symbols, const uint8_t *at)
 {
-    __m512i x = *state;
-    __m512i context = _mm512_slli_epi32(_mm512_cvtepu8_epi32(contexts), LG_SCALE_BITS);
-    __m512i slots = _mm512_set1_epi32(LG_SCALE - 1);
-    __m512i index = _mm512_ternarylogic_epi32(context, x, slots, 0xf8); /* a, or b and c */
-    __m512i entry = look_up(table, index);
-    __m512i freq = _mm512_add_epi32(_mm512_srli_epi32(entry, 20), _mm512_set1_epi32(1));
-    __m512i bias = _mm512_and_si512(_mm512_srli_epi32(entry, 8), _mm512_set1_epi32(LG_SCALE - 1));
+    __m512i x = *state, entry, words;
+    __m256i places = _mm512_cvtepi32_epi16(x), slot = _mm256_set1_epi16(LG_SCALE - 1);
+    __mmask16 low;
+    if (slots) /* a, or b and c */
+        places = _mm256_ternarylogic_epi32(_mm256_loadu_si256((const __m256i *)slots), places, slot, 0xf8);
+    else
+        places = _mm256_and_si256(places, slot);
+    entry = look_up(table, places);
     _mm_storeu_si128((__m128i *)symbols, _mm512_cvtepi32_epi8(entry));
-    x = _mm512_add_epi32(_mm512_mullo_epi32(freq, _mm512_srli_epi32(x, LG_SCALE_BITS)), bias);
-    __mmask16 low = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32((int)LG_LOW));
-    __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at));
+    x = _mm512_mullo_epi32(_mm512_srli_epi32(entry, 19), _mm512_srli_epi32(x, LG_SCALE_BITS));
+    x = _mm512_add_epi32(x, _mm512_and_si512(_mm512_srli_epi32(entry, 8), _mm512_set1_epi32(LG_SCALE - 1)));
+    low = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32((int)LG_LOW));
+    words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at));
     words = _mm512_maskz_expand_epi32(low, words);
     *state = _mm512_mask_or_epi32(x, low, _mm512_slli_epi32(x, 16), words);
     return at + 2 * (size_t)__builtin_popcount(low);
 }
 
-/* Decodes whole steps of 64 while reading ahead is safe; returns how many elements it did. */
-TARGET_512 static size_t pull_512(const lg_rans *block, lg_segment *segment, const uint8_t *contexts_of,
-                                  uint8_t *symbols, size_t count)
+/* Decodes whole steps of 64 while `at` is not beyond `due`, which is so far from the words' end that
+ * reading ahead is safe; returns how many elements it did. */
+TARGET_512 INLINE size_t pull_512(const lg_rans *block, lg_segment *segment, const uint16_t *slots,
+                                  uint8_t *symbols, size_t count, const uint8_t *due)
 {
-    const uint8_t *at = segment->at, *end = segment->end;
+    const uint8_t *at = segment->at;
     __m512i x[4];
-    __m128i none = _mm_setzero_si128();
     size_t i = 0;
     for (int v = 0; v < 4; v++) x[v] = _mm512_loadu_si512(segment->state + 16 * v);
-    for (; i + 64 <= count && end - at >= 2 * WORDS_AHEAD; i += 64) {
+    for (; i + 64 <= count && at <= due; i += 64) {
 #pragma GCC unroll 4
         for (int v = 0; v < 4; v++) {
             size_t j = i + 16 * (size_t)v;
-            __m128i c = contexts_of ? _mm_loadu_si128((const __m128i *)(contexts_of + j)) : none;
-            at = pull_16(&x[v], block->table, c, symbols + j, at);
+            at = pull_16(&x[v], block->table, slots ? slots + j : NULL, symbols + j, at);
         }
     }
     for (int v = 0; v < 4; v++) _mm512_storeu_si512(segment->state + 16 * v, x[v]);
     segment->at = at;
     return i;
 }
+
+TARGET_512 static size_t pull_some_512(const lg_rans *block, lg_segment *segment, const uint16_t *slots,
+                                       uint8_t *symbols, size_t count, const uint8_t *due)
+{
+    return slots ? pull_512(block, segment, slots, symbols, count, due)
+                 : pull_512(block, segment, NULL, symbols, count, due);
+}
+
+/* As far as whole steps go: up to the last words where they are, then in a copy with zeros behind it. */
+static int pull_steps_512(const lg_rans *block, lg_segment *segment, const uint16_t *slots, uint8_t *symbols,
+                          size_t count, size_t *done)
+{
+    uint8_t copy[4 * WORDS_AHEAD] = {0};
+    const uint8_t *last = segment->end;
+    size_t left;
+    *done = 0;
+    if (last - segment->at >= 2 * WORDS_AHEAD)
+        *done = pull_some_512(block, segment, slots, symbols, count, last - 2 * WORDS_AHEAD);
+    if (*done + 64 > count) return LG_OK;
+    left = (size_t)(last - segment->at); /* 2 * WORDS_AHEAD at most */
+    memcpy(copy, segment->at, left);
+    segment->at = copy;
+    *done += pull_some_512(block, segment, slots ? slots + *done : NULL, symbols + *done, count - *done,
+                           copy + left);
+    if (segment->at > copy + left) return LG_CORRUPT;
+    segment->at = last - (copy + left - segment->at);
+    return LG_OK;
+}
 #endif
 
-int lg_rans_step(const lg_rans *block, lg_segment *segment, const uint8_t *contexts_of, uint8_t *symbols,
-                 size_t count, int level)
+static int pull(const lg_rans *block, lg_segment *segment, const uint16_t *slots, uint8_t *symbols,
+                size_t count, int level)
 {
     size_t done = 0;
 #ifdef LG_X86
-    if (level >= LG_AVX512 && block->lanes == 64)
-        done = pull_512(block, segment, contexts_of, symbols, count);
+    if (level >= LG_AVX512 && block->lanes == 64 && count >= 64 &&
+        pull_steps_512(block, segment, slots, symbols, count, &done))
+        return LG_CORRUPT;
 #endif
     (void)level;
-    return pull_scalar(block, segment, contexts_of ? contexts_of + done : NULL, symbols + done, count - done);
+    return pull_scalar(block, segment, slots ? slots + done : NULL, symbols + done, count - done);
 }
 
-int lg_rans_finish(const lg_rans *block, const lg_segment *segment)
+int lg_rans_next(lg_rans *block, lg_segment *segment, const uint16_t *slots, uint8_t *symbols, size_t count,
+                 int level)
 {
-    for (uint32_t lane = 0; lane < block->lanes; lane++)
-        if (segment->state[lane] != LG_LOW) return LG_CORRUPT;
-    return segment->at == segment->end ? LG_OK : LG_CORRUPT;
+    if (!segment->left && start(block, segment)) return LG_CORRUPT;
+    if (count > segment->left || pull(block, segment, slots, symbols, count, level)) return LG_CORRUPT;
+    segment->left -= count;
+    return segment->left ? LG_OK : finish(block, segment);
 }
 
 /* ---- arrays of bytes ---- */
@@ -466,13 +569,16 @@ static uint32_t log_of(uint32_t value)
     return result;
 }
 
-/* Whether every 8th byte says that coding would save less than a hundredth: noise stays as it is. */
+/* Whether some 32768 of the bytes, every 8th or fewer, say that coding would save less than a hundredth:
+ * noise stays as it is. */
 static int is_noise(const uint8_t *symbols, size_t count)
 {
     uint32_t counts[256] = {0}, total = 0;
     uint64_t bits = 0;
+    size_t stride = 8;
     if (count < 8192) return 0;
-    for (size_t i = 0; i < count; i += 8, total++) counts[symbols[i]]++;
+    while (count / stride > 65536) stride *= 2;
+    for (size_t i = 0; i < count; i += stride, total++) counts[symbols[i]]++;
     for (int s = 0; s < 256; s++)
         if (counts[s]) bits += (uint64_t)counts[s] * (log_of(total) - log_of(counts[s]));
     return bits > (uint64_t)total * (8 * 256 * 99 / 100);
@@ -490,7 +596,7 @@ int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_aren
     }
     if (!is_noise(symbols, count)) {
         lg_put_u8(out, 2);
-        status = lg_rans_encode(out, symbols, NULL, count, 1, arena, level);
+        status = encode(out, (symbols_in){symbols, NULL}, count, 1, arena, level);
         if (status || out->size - at <= count) return status;
         out->size = at;
     }
@@ -499,32 +605,44 @@ int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_aren
     return out->failed ? LG_NOMEM : LG_OK;
 }
 
+int lg_array_open(lg_array *array, lg_input *in, size_t count, lg_arena *arena)
+{
+    uint32_t value = 0;
+    *array = (lg_array){0};
+    if (lg_take_u8(in, &array->mode)) return LG_CORRUPT;
+    if (array->mode == 0) return lg_take(in, count, &array->raw);
+    if (array->mode == 1) {
+        if (lg_take_u8(in, &value)) return LG_CORRUPT;
+        array->value = (uint8_t)value;
+        return LG_OK;
+    }
+    return array->mode == 2 ? lg_rans_open(&array->block, in, count, 1, arena) : LG_CORRUPT;
+}
+
+int lg_array_next(lg_array *array, uint8_t *room, size_t count, const uint8_t **found, int level)
+{
+    *found = room;
+    if (array->mode == 0) {
+        *found = array->raw;
+        array->raw += count;
+        return LG_OK;
+    }
+    if (array->mode == 1) {
+        memset(room, array->value, count);
+        return LG_OK;
+    }
+    return lg_rans_next(&array->block, &array->segment, NULL, room, count, level);
+}
+
 int lg_array_decode(lg_input *in, uint8_t *symbols, size_t count, lg_arena arena, int level)
 {
-    uint32_t mode, value;
-    const uint8_t *raw;
-    lg_rans block;
-    int status;
-    if (lg_take_u8(in, &mode)) return LG_CORRUPT;
-    if (mode == 0) {
-        if (lg_take(in, count, &raw)) return LG_CORRUPT;
-        if (count) memcpy(symbols, raw, count);
-        return LG_OK;
-    }
-    if (mode == 1) {
-        if (lg_take_u8(in, &value)) return LG_CORRUPT;
-        if (count) memset(symbols, (int)value, count);
-        return LG_OK;
-    }
-    if (mode != 2) return LG_CORRUPT;
-    status = lg_rans_open(&block, in, count, 1, &arena);
-    for (uint32_t s = 0; s < block.segments && !status; s++) {
-        size_t begin = (size_t)s * block.segment_size;
-        size_t size = count - begin < block.segment_size ? count - begin : block.segment_size;
-        lg_segment segment;
-        status = lg_rans_start(&block, s, &segment);
-        if (!status) status = lg_rans_step(&block, &segment, NULL, symbols + begin, size, level);
-        if (!status) status = lg_rans_finish(&block, &segment);
+    lg_array array;
+    int status = lg_array_open(&array, in, count, &arena);
+    for (size_t begin = 0, some; begin < count && !status; begin += some) {
+        const uint8_t *found;
+        some = count - begin < LG_TILE ? count - begin : LG_TILE;
+        status = lg_array_next(&array, symbols + begin, some, &found, level);
+        if (!status && found != symbols + begin) memcpy(symbols + begin, found, some);
     }
     return status;
 }
