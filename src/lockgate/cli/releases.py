@@ -95,6 +95,7 @@ def plan(
 @click.option("--wait/--no-wait", default=None, help="Wait until it is done or held.")
 @click.option("--timeout", help="Wait no longer than this (exit code 13).")
 @click.option("--ok-when", type=click.Choice(["held"]), help="Held is fine too (exit code 0).")
+@click.option("--supersede", is_flag=True, help="Turn back what is under way, and follow it.")
 @click.option("--reason", default="", help="Why, for the record.")
 @click.pass_context
 def release(
@@ -111,6 +112,7 @@ def release(
     wait: bool | None,
     timeout: str | None,
     ok_when: str | None,
+    supersede: bool,
     reason: str,
 ) -> int:
     """Release by SPEC (a YAML file), or MODEL VERSION with the default canary.
@@ -127,7 +129,7 @@ def release(
     body = asked(spec, version, target, replicas, runtime)
     limit = parse_duration(timeout) if timeout else None
     with ctx.client() as client:
-        opened = client.release({**body, "plan": digest, "reason": reason})
+        opened = client.release({**body, "plan": digest, "reason": reason, "supersede": supersede})
         return _opened(ctx, client, opened, watching, wait, limit, ok_when)
 
 
@@ -244,4 +246,25 @@ def _row(row: Json) -> tuple[object, ...]:
             row["opened_by"])  # fmt: skip
 
 
-COMMANDS = {"plan": plan, "release": release, "releases": releases}
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="The model that the spec shall be for.")
+@click.option("--version", required=True, help="The version: its number, an alias or a digest.")
+@click.pass_obj
+def convert(ctx: Context, file: Path, *, model: str, version: str) -> None:
+    """Print FILE (an Argo Rollout or a Flagger Canary) as a release spec of ours.
+
+    What could not be carried stands on top, as comments.
+    """
+    from lockgate.release.spec.foreign import carry
+
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotFoundError(f"{file} can't be read as text: {error}") from error
+    found = carry(text, model=check_model(model), version=version)
+    ctx.output.value({"spec": dict(found.spec), "left": list(found.left)}, quiet=found.text)
+    ctx.output.say(found.text.rstrip())
+
+
+COMMANDS = {"convert": convert, "plan": plan, "release": release, "releases": releases}

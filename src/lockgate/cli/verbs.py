@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from lockgate.cli.main import Context
 from lockgate.cli.releases import follow, outcome
-from lockgate.cli.views import release_tree
+from lockgate.cli.views import check_line, release_tree
 from lockgate.core.names import check_model
-from lockgate.core.units import parse_duration
+from lockgate.core.units import duration, parse_duration
 
 Json = dict[str, Any]
 
@@ -97,10 +98,61 @@ def rollback(
     ctx.output.hint(f"lockgate explain {name}")
 
 
+@click.command()
+@click.argument("release")
+@click.option("--spec", type=click.Path(path_type=Path), help="Judge by this spec's checks.")
+@click.pass_obj
+def replay(ctx: Context, release: str, *, spec: Path | None) -> None:
+    """Judge the samples of RELEASE anew: what would other checks have said, and when."""
+    with ctx.client() as client:
+        found = client.replay(release, spec.read_text("utf-8") if spec else None)
+    verdict = found["verdict"]
+    ctx.output.value(found, quiet=verdict["outcome"] if verdict else "hold")
+    ctx.output.table(
+        ("after", "requests", "verdict", "because"),
+        [(duration(t["after_s"]), f"{t['requests']:,}", t["outcome"], t["reason"])
+         for t in found["turns"]],
+    )  # fmt: skip
+    for check in verdict["checks"] if verdict else ():
+        ctx.output.show(check_line(check))
+
+
+@click.command()
+@click.argument("model")
+@click.option("--reason", required=True, help="Why, for the record.")
+@click.option("--for", "lasts", help="End by itself after this long [until 'unblock'].")
+@click.option("--to", "target", default="local", show_default=True, help="Target.")
+@click.pass_obj
+def block(ctx: Context, model: str, *, reason: str, lasts: str | None, target: str) -> None:
+    """Let no release of MODEL go forward; going back stays possible."""
+    seconds = parse_duration(lasts) if lasts else None
+    with ctx.client() as client:
+        route = client.block(check_model(model), reason=reason, target=target, seconds=seconds)
+    ctx.output.value({"route": route}, quiet=route)
+    ctx.output.say(f"{route} is blocked" + (f" for {lasts}" if lasts else ""))
+    ctx.output.hint(f"lockgate unblock {model} --reason …")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--reason", required=True, help="Why, for the record.")
+@click.option("--to", "target", default="local", show_default=True, help="Target.")
+@click.pass_obj
+def unblock(ctx: Context, model: str, *, reason: str, target: str) -> None:
+    """End the block of MODEL: its releases go on."""
+    with ctx.client() as client:
+        route = client.unblock(check_model(model), reason=reason, target=target)
+    ctx.output.value({"route": route}, quiet=route)
+    ctx.output.say(f"{route} is no longer blocked")
+
+
 COMMANDS = {
+    "replay": replay,
+    "block": block,
+    "unblock": unblock,
     "watch": watch,
     "explain": explain,
-    "approve": _verb("approve", "Allow RELEASE to enter the step it waits for."),
+    "approve": _verb("approve", "Give your word for the next step of RELEASE that needs one."),
     "hold": _verb("hold", "Keep RELEASE where it is until somebody resumes it."),
     "resume": _verb("resume", "End the hold of RELEASE."),
     "promote": _verb("promote", "Skip what is left of RELEASE's steps."),

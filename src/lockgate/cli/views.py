@@ -94,7 +94,11 @@ def check_line(check: Json) -> Text:
         line.append(f"limit {figure(check['limit'], check['unit'])}  ", style="dim")
     line.append(f"n={check['n_baseline']:,} → {check['n']:,}  ", style="dim")
     if check["e_value"] is not None:
-        line.append(f"evidence {check['e_value']:.3g} of {check['threshold']:g}  ", style="dim")
+        line.append(f"against {check['e_value']:.3g} of {check['threshold']:g}  ", style="dim")
+    if check["proof"] is not None:
+        line.append(f"for {check['proof']:.3g} of {check['proof_threshold']:g}  ", style="dim")
+    if check["low"] is not None:
+        line.append(f"{100 * check['low']:+.3g}…{100 * check['high']:+.3g}%  ", style="dim")
     line.append(check["outcome"], style=style)
     return line
 
@@ -149,24 +153,51 @@ def plan_lines(plan: Json) -> list[str]:
         f"  replicas   {plan['serving']['replicas']}, started and warmed before any traffic",
         f"  to move    {plan['bytes_to_move']:,} bytes",
     ]
-    for number, step in enumerate(plan["steps"], 1):
-        gate = ", after an approval" if step["approval"] else ""
-        bake = f"bake {duration(step['bake_s'])}" if step["bake_s"] else "no bake"
-        lines.append(
-            f"  step {number}     {step['weight'] / 100:g}%, {bake}, "
-            f"≥ {step['min_requests']:,} requests{gate}"
-        )
+    lines += [_step_line(number, step, plan) for number, step in enumerate(plan["steps"], 1)]
     lines.extend(f"  check      {_rule(check)}" for check in plan["checks"])
     if not plan["checks"] and plan["baseline"]:
         lines.append("  check      none: every step passes when its time is over")
     last = f"previous version kept ready for {duration(plan['keep_previous_s'])} after promotion"
-    lines.append(f"  at most    {plan['alpha']:g} chance to fail a version that is not worse")
+    lines.append(
+        f"  at most    {plan['alpha']:g} chance to fail a version that is not worse, "
+        f"{plan['beta']:g} to pass one that is"
+    )
+    if plan["windows"]:
+        lines.append(f"  only       {'; '.join(plan['windows'])}")
     lines.append(f"  earliest   {duration(plan['earliest_s'])}; {last}")
     return lines
 
 
+_NEEDS = {
+    "safe": "until proven within every limit", "sane": "until disasters are ruled out", "seen": "",
+}  # fmt: skip
+
+
+def _step_line(number: int, step: Json, plan: Json) -> str:
+    parts = [f"{step['weight'] / 100:g}%"]
+    if step["mirror"]:
+        parts = [f"copies of {step['mirror'] / 100:g}%"]
+    if step["replicas"] is not None:
+        whole = plan["serving"]["replicas"]
+        theirs = whole if step["baseline_replicas"] is None else step["baseline_replicas"]
+        parts.append(f"{step['replicas']} new and {theirs} old replicas")
+    parts.append(f"bake {duration(step['bake_s'])}" if step["bake_s"] else "no bake")
+    if step["min_requests"]:
+        parts.append(f"≥ {step['min_requests']:,} requests")
+    if plan["checks"] and _NEEDS[step["need"]]:
+        parts.append(_NEEDS[step["need"]])
+    if step["approval"]:
+        many = plan["approvers"]
+        parts.append("after an approval" if many == 1 else f"after {many} approvals")
+    return f"  step {number}     {', '.join(parts)}"
+
+
 def _rule(check: Json) -> str:
-    if check["worse_by_at_most"] is not None:
-        floor = f", up to {check['floor']:g} is always fine" if check["floor"] is not None else ""
-        return f"{check['signal']} worse by at most {100 * check['worse_by_at_most']:g}%{floor}"
-    return f"{check['signal']} limit {check['at_most']:g}"
+    mute = " (reported only)" if check["dry_run"] else ""
+    if check["worse_by_at_most"] is None:
+        return f"{check['signal']} limit {check['at_most']:g}{mute}"
+    floor = f", up to {check['floor']:g} is always fine" if check["floor"] is not None else ""
+    fails = check["tolerate"]
+    line = f", fails beyond {100 * fails:g}%" if fails is not None else ""
+    most = 100 * check["worse_by_at_most"]
+    return f"{check['signal']} worse by at most {most:g}%{line}{floor}{mute}"

@@ -120,12 +120,30 @@ class Client:
         found: Json = self.post(path, {"reason": reason})
         return found
 
+    def replay(self, release: str, yaml: str | None = None) -> Json:
+        """Judges a release's samples anew, under the checks of the spec `yaml` or its own."""
+        path = f"/releases/{check_release(release)}/replay"
+        found: Json = self.request("POST", path, body={"yaml": yaml}, timeout=_LONG_S).json()
+        return found
+
     def rollback(
         self, model: str, *, reason: str, target: str = "local", version: str | None = None
     ) -> str:
         """Takes traffic off what was released last; returns the release that does it."""
         body = {"reason": reason, "target": target, "version": version}
         return str(self.post(f"/models/{model}/rollback", body)["release"])
+
+    def block(
+        self, model: str, *, reason: str, target: str = "local", seconds: float | None = None
+    ) -> str:
+        """Lets no release of `model` go forward for `seconds` (None: until `unblock`)."""
+        body = {"reason": reason, "target": target, "seconds": seconds}
+        return str(self.post(f"/models/{model}/block", body)["route"])
+
+    def unblock(self, model: str, *, reason: str, target: str = "local") -> str:
+        """Ends a block."""
+        body = {"reason": reason, "target": target}
+        return str(self.post(f"/models/{model}/unblock", body)["route"])
 
     def watch(
         self,

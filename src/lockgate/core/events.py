@@ -1,6 +1,7 @@
 """Everything that can happen, as one tagged union; the tag of an event is its class name.
 
-Streams: `model/<owner>/<name>` holds a model's versions and aliases, `release/<id>` one release.
+Streams: `model/<owner>/<name>` holds a model's versions and aliases, `release/<id>` one release,
+`route/<name>` what people forbid there.
 Who and when stand on the ledger's envelope, not in the event.
 """
 
@@ -14,8 +15,8 @@ from lockgate.core.codec import from_json, to_json
 from lockgate.core.verdict import Verdict
 
 Relation = Literal["trained-from", "quantized-from", "merged-from", "evaluated-on", "derived-from"]
-HeldBecause = Literal["approval", "evidence", "person", "capacity"]
-RevertCause = Literal["verdict", "person", "replicas", "gateway", "deadline"]
+HeldBecause = Literal["approval", "evidence", "person", "capacity", "window", "blocked"]
+RevertCause = Literal["verdict", "person", "replicas", "gateway", "deadline", "superseded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,10 @@ class AliasMoved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseOpened:
-    """A release exists. `plan` is the whole plan that it follows; `baseline` None: first one."""
+    """A release exists. `plan` is the whole plan that it follows; `baseline` None: first one.
+
+    `supersedes`: the release under way that turned back for it; it waits until that has ended.
+    """
 
     release: str
     model: str
@@ -82,6 +86,7 @@ class ReleaseOpened:
     plan_digest: str
     intent: Literal["release", "rollback"] = "release"
     reason: str = ""
+    supersedes: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +116,15 @@ class CapacityReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStarted:
-    """The intent to make `weights` the split (digest → weight of 10,000)."""
+    """The intent to make `weights` the split (digest → weight of 10,000).
+
+    `samples_from`: the position of the samples where the release's evidence begins (first step).
+    """
 
     release: str
     step: int
     weights: Mapping[str, int]
+    samples_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +250,26 @@ class ActionFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouteBlocked:
+    """Nothing goes forward on `route`; going back stays possible.
+
+    Until `until`, in seconds since the epoch; None: until it is unblocked.
+    """
+
+    route: str
+    reason: str
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteUnblocked:
+    """Releases on `route` go on."""
+
+    route: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownEvent:
     """An event that a newer lockgate wrote; kept as it is, folded by nobody."""
 
@@ -270,12 +299,13 @@ ReleaseEvent = (
     | VersionRetired
     | ActionFailed
 )
-Event = RegistryEvent | ReleaseEvent | UnknownEvent
+RouteEvent = RouteBlocked | RouteUnblocked
+Event = RegistryEvent | ReleaseEvent | RouteEvent | UnknownEvent
 
 
 def event_classes() -> dict[str, type]:
     """Returns every event class by its tag, in the order of the union."""
-    known = (*get_args(RegistryEvent), *get_args(ReleaseEvent))
+    known = (*get_args(RegistryEvent), *get_args(ReleaseEvent), *get_args(RouteEvent))
     return {kind.__name__: kind for kind in known}
 
 

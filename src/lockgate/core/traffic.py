@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lockgate.core.errors import UsageError
 
@@ -25,7 +25,11 @@ class Sample:
     `revision` the revision of the route's weights that chose it. Times are in seconds.
     `first_body_s` is the time from arrival to the first *body* byte from the replica, None when
     there was none; `status` is 0 when no response came. `tokens` are completion tokens where
-    they could be read from the answer.
+    they could be read from the answer. `unit`: for a request that a session's key
+    assigned, the hash by which the proxy chose, in [0, 2^64); None when each request was drawn.
+    `mirrored`: a copy that no caller waits for.
+    `scores`: what scorers said of the answer, by name; a row that has them is about a request that
+    has a row of its own, and counts for those signals alone.
     """
 
     at: float
@@ -42,6 +46,9 @@ class Sample:
     flags: str = ""
     path: str = ""
     request_id: str = ""
+    unit: int | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    mirrored: bool = False
 
     @property
     def failed(self) -> bool:

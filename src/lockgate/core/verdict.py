@@ -14,7 +14,11 @@ class CheckResult:
 
     `value` and `baseline` are the signal's estimates for candidate and baseline in the signal's
     unit, `limit` the worst value that the check allows, `e_value` the evidence against "no worse
-    than the limit allows" (fail at 1/alpha), `n` and `n_baseline` the samples judged.
+    than the limit allows" (fail at `threshold`, 1/alpha), `proof` the evidence against "worse than
+    the limit" (pass at `proof_threshold`, 1/beta). `low` and `high` are the confidence sequence of
+    the difference as a share of the baseline (0.1: 10 % more). `n` and `n_baseline` are the samples
+    judged, `missing` how many more of the candidate the proof will probably take. `dry_run`: the
+    check decides nothing.
     """
 
     check: str
@@ -29,16 +33,27 @@ class CheckResult:
     n: int = 0
     n_baseline: int = 0
     unit: str = ""
+    proof: float | None = None
+    proof_threshold: float | None = None
+    low: float | None = None
+    high: float | None = None
+    missing: int | None = None
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The judgement of a candidate at one moment, over all its checks."""
+    """The judgement of a candidate at one moment, over all its checks.
+
+    `ready_in_s`: when a `hold` will probably be known to be something else, in seconds from `at`,
+    at the rate of requests so far.
+    """
 
     outcome: Outcome
     reason: str
     at: float
     checks: tuple[CheckResult, ...] = ()
+    ready_in_s: float | None = None
 
     @property
     def blame(self) -> tuple[CheckResult, ...]:

@@ -36,6 +36,7 @@ class Replica:
     """One serving process, as the fleet sees it now. `failed`: gave up, `message` says why.
 
     `crashes` holds when it was last started again, in seconds since the epoch, at most ten times.
+    `index` counts the replicas of a version from 0; a smaller count takes the highest away.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Replica:
     crashes: tuple[float, ...] = ()
     runtime: str = ""
     message: str = ""
+    index: int = 0
 
 
 class Fleet(Protocol):
@@ -55,6 +57,8 @@ class Fleet(Protocol):
 
     def set_replicas(self, spec: ReplicaSpec) -> None:
         """Makes `spec` the wish for its route and version; returns at once.
+
+        Fewer than there are: those with the highest `index` go.
 
         Raises PermanentError when it can never be met (no such runtime, no such version).
         """

@@ -41,6 +41,7 @@ class MemoryFleet:
                     since=self._now(),
                     endpoint=Endpoint(host="127.0.0.1", port=self._ports),
                     runtime=spec.runtime or "memory",
+                    index=index,
                 )
         for name, replica in tuple(self._replicas.items()):
             mine = (replica.route, replica.version) == (spec.route, spec.version)

@@ -73,6 +73,7 @@ class Supervisor(threading.Thread):
             state="starting",
             since=time.time(),
             runtime=self._record.runtime,
+            index=index,
         )
 
     @property

@@ -16,7 +16,10 @@ class RouteSpec:
 
     `name` is `owner/model@target`; `model` is what callers put in the path or the body.
     `sticky_header`: requests with the same value of this header stay with one version.
-    `baseline` comes first in the split, so that a growing candidate moves nobody back.
+    `baseline` comes first in the split, so that a growing candidate moves nobody back. `variant`
+    is a header, a value and a version: who sends that gets this version, whatever the split.
+    `mirror`: the version that gets copies of requests, and of how many in 10,000; nobody waits for
+    their answers.
     """
 
     name: str
@@ -24,6 +27,14 @@ class RouteSpec:
     weights: Weights
     baseline: str | None = None
     sticky_header: str | None = None
+    variant: tuple[str, ...] = ()
+    mirror: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> frozenset[str]:
+        """The versions that requests go to, copies included."""
+        weighted = {version for version, weight in self.weights.items() if weight}
+        return frozenset({*weighted, *self.mirror, *self.variant[2:]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +55,8 @@ class RouteView:
 
     weights: Weights
     revision: int
+    variant: tuple[str, ...] = ()
+    mirror: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +101,16 @@ class Gateway(Protocol):
         ...
 
 
+def route_view(spec: RouteSpec, revision: int) -> RouteView:
+    """Returns `spec` as what is in force at `revision`."""
+    return RouteView(
+        weights=dict(spec.weights),
+        revision=revision,
+        variant=spec.variant,
+        mirror=dict(spec.mirror),
+    )
+
+
 SampleSink = Callable[[Sequence[Sample]], None]
 """Where a gateway delivers one sample for every finished request."""
 
@@ -101,7 +124,7 @@ def check_route(
     pool, or when another route already answers to the same model.
     """
     check_weights(spec.weights)
-    bare = [v for v, weight in spec.weights.items() if weight and (spec.name, v) not in pools]
+    bare = [version for version in sorted(spec.reached) if (spec.name, version) not in pools]
     if bare:
         raise PermanentError(
             f"the route {spec.name} gives weight to {', '.join(bare)}, which has no pool",
@@ -118,8 +141,8 @@ def check_route(
 def check_removal(route: str, version: str, routes: Mapping[str, RouteSpec]) -> None:
     """Raises ConflictError while `route` gives `version` weight."""
     spec = routes.get(route)
-    if spec and spec.weights.get(version, 0) > 0:
+    if spec and version in spec.reached:
         raise ConflictError(
-            f"the route {route} still gives {version} a weight of {spec.weights[version]}",
+            f"the route {route} still gives {version} a weight of {spec.weights.get(version, 0)}",
             hint="shift its weight to another version first, then remove the pool",
         )

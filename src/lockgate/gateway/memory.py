@@ -10,9 +10,9 @@ from lockgate.gateway.api import (
     GatewayView,
     PoolView,
     RouteSpec,
-    RouteView,
     check_removal,
     check_route,
+    route_view,
 )
 
 
@@ -74,8 +74,7 @@ class MemoryGateway:
         return GatewayView(
             address=self._address,
             routes={
-                name: RouteView(weights=dict(spec.weights), revision=revision)
-                for name, (spec, revision) in self._routes.items()
+                name: route_view(spec, revision) for name, (spec, revision) in self._routes.items()
             },
             pools={
                 key: PoolView(endpoints=endpoints, in_flight=self._in_flight.get(key, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lockgate.core import events as ev
+from lockgate.core.clock import iso
 from lockgate.core.digests import short
 from lockgate.core.units import size
 from lockgate.core.verdict import Verdict
@@ -25,6 +26,8 @@ def say(event: ev.Event) -> str:
             return _say_pause(event)
         case ev.RollbackStarted() | ev.TrafficReverted() | ev.ReleaseReverted():
             return _say_back(event)
+        case ev.RouteBlocked() | ev.RouteUnblocked():
+            return _say_block(event)
         case ev.Judged(verdict=verdict):
             return f"judged {say_verdict(verdict)}"
     return _say_rest(event)
@@ -45,7 +48,8 @@ def _say_opened(event: ev.ReleaseOpened) -> str:
     before = f" in place of {event.baseline}" if event.baseline else ", the first version"
     verb = "rollback to" if event.intent == "rollback" else "release of"
     why = f": {event.reason}" if event.reason else ""
-    return f"opened the {verb} {event.candidate} on {event.route}{before}{why}"
+    after = f", after {event.supersedes}" if event.supersedes else ""
+    return f"opened the {verb} {event.candidate} on {event.route}{before}{after}{why}"
 
 
 def _say_step(
@@ -82,6 +86,13 @@ def _say_back(event: ev.RollbackStarted | ev.TrafficReverted | ev.ReleaseReverte
     if isinstance(event, ev.TrafficReverted):
         return f"traffic is off the candidate at every proxy (revision {event.revision})"
     return "rolled back: the candidate is gone"
+
+
+def _say_block(event: ev.RouteBlocked | ev.RouteUnblocked) -> str:
+    if isinstance(event, ev.RouteUnblocked):
+        return f"unblocked {event.route}: {event.reason}"
+    until = f" until {iso(event.until)}" if event.until is not None else ""
+    return f"blocked {event.route}{until}: {event.reason}"
 
 
 def _say_rest(event: ev.Event) -> str:

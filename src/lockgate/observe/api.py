@@ -1,8 +1,8 @@
-"""The port of observe: `Samples`, one row for every request."""
+"""The ports of observe: `Samples`, one row for every request, and `Cases`, what came of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,13 @@ class Samples(Protocol):
         """
         ...
 
+    def read(self, route: str, *, after: int, limit: int = 20_000) -> tuple[Sequence[Sample], int]:
+        """Returns the route's next samples after position `after` in the order of recording.
+
+        At most `limit`, and the position of the last one (`after` when there is none).
+        """
+        ...
+
     def totals(self) -> Sequence[Totals]:
         """Returns the counts since the beginning, pruned samples included."""
         ...
@@ -44,4 +51,32 @@ class Samples(Protocol):
 
     def close(self) -> None:
         """Lets go of the underlying file."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A case as it was at a position of its route's samples; `state` are JSON values."""
+
+    position: int
+    state: Mapping[str, object]
+
+
+class Cases(Protocol):
+    """Keeps what the judge made of the samples so far, so that nobody reads them twice."""
+
+    def keep(self, release: str, kept: Kept) -> None:
+        """Replaces what is kept for `release`; it survives a killed process."""
+        ...
+
+    def find(self, release: str) -> Kept | None:
+        """Returns what was kept last for `release`, None when nothing was."""
+        ...
+
+    def forget(self, release: str) -> None:
+        """Removes what is kept for `release`."""
+        ...
+
+    def end(self) -> int:
+        """Returns the position of the last sample recorded: where a new case begins."""
         ...

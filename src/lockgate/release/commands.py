@@ -50,17 +50,20 @@ class Commands:
         return make_plan(spec, route, candidate, bytes_to_move=version.published.bytes_total)
 
     def open(
-        self, spec: ReleaseSpec, *, actor: str, reason: str = "", plan_digest: str | None = None
-    ) -> Opened:
+        self, spec: ReleaseSpec, *, actor: str, reason: str = "", plan_digest: str | None = None,
+        supersede: bool = False,
+    ) -> Opened:  # fmt: skip
         """Opens the release of `spec`; the version that serves already needs none.
 
-        Raises ConflictError when another release is under way on the route, or when the plan is no
-        longer the one called `plan_digest`.
+        With `supersede` one that is under way on the route turns back, and this one follows it.
+        Raises ConflictError when another release is under way and may not be superseded, or when
+        the plan is no longer the one called `plan_digest`.
         """
 
         def fresh() -> Plan:
             plan = self.plan(spec)
-            self._check_free(plan.route)
+            if not supersede:
+                self._check_free(plan.route)
             if plan_digest is not None and plan.digest != plan_digest:
                 raise ConflictError(
                     "the plan has changed since it was made: what serves now is another version, "
@@ -70,6 +73,20 @@ class Commands:
             return plan
 
         return self._open(fresh, actor, reason)
+
+    def _supersede(self, plan: Plan, actor: str) -> str | None:
+        """Turns back what is under way on the plan's route; returns its id, None for nothing."""
+        found = self._book().routes.get(plan.route)
+        if found is None or found.active is None:
+            return None
+        if found.waiting is not None:
+            why = f"superseded by {plan.candidate}"
+            self._write(
+                found.waiting.id, actor,
+                lambda release: [ev.ReleaseFailed(release=release.id, reason=why)],
+            )  # fmt: skip
+        self._turn_back(found.active.id, actor, f"superseded by {plan.candidate}", "superseded")
+        return found.active.id
 
     def _check_free(self, route: str) -> None:
         found = self._book().routes.get(route)
@@ -87,7 +104,9 @@ class Commands:
             plan = fresh()
             if not plan.changes:
                 return Opened(release=None, plan=plan)
+            ahead = self._supersede(plan, actor)
             opened = ev.ReleaseOpened(
+                supersedes=ahead,
                 release=name,
                 model=plan.model,
                 target=plan.target,
@@ -157,7 +176,9 @@ class Commands:
             hint="release it instead: lockgate release",
         )
 
-    def _turn_back(self, release: str, actor: str, reason: str) -> str:
+    def _turn_back(
+        self, release: str, actor: str, reason: str, cause: ev.RevertCause = "person"
+    ) -> str:
         def events(found: Release) -> list[ev.ReleaseEvent]:
             if found.phase == "reverting":
                 return []
@@ -165,22 +186,60 @@ class Commands:
                 if found.touched_traffic:
                     raise ConflictError(f"{found.id} is the first release: nothing served before")
                 return [ev.ReleaseFailed(release=release, reason=f"stopped by {actor}: {reason}")]
-            return [ev.RollbackStarted(release=release, cause="person", reason=reason)]
+            return [ev.RollbackStarted(release=release, cause=cause, reason=reason)]
 
         return self._write(release, actor, events)
 
     def approve(self, release: str, *, actor: str, reason: str) -> str:
-        """Allows the release to enter the step it waits for; ConflictError if it waits for none."""
+        """Gives `actor`'s word for the next step that needs one, also before it is asked for.
+
+        The word expires with the plan's `approval_expires_s`. Raises ConflictError when no step
+        that is still to come needs one.
+        """
 
         def events(found: Release) -> list[ev.ReleaseEvent]:
-            held = found.held
-            if held is None or held.because != "approval":
+            now = self._clock.now()
+            ahead = found.step if found.phase in ("admitting", "deploying") else found.step + 1
+            steps = range(ahead, len(found.plan.steps))
+            lacking = [step for step in steps if found.plan.steps[step].approval]
+            if not lacking:
                 raise ConflictError(f"{release} does not wait for an approval")
-            if held.step in found.approved:
+            step, alive = lacking[0], now - found.plan.approval_expires_s
+            if any(w.step == step and w.by == actor and w.at >= alive for w in found.approvals):
                 return []
-            return [ev.StepApproved(release=release, step=held.step, reason=reason)]
+            return [ev.StepApproved(release=release, step=step, reason=reason)]
 
         return self._write(release, actor, events)
+
+    def block(
+        self, model: str, target: str, *, actor: str, reason: str, until: float | None = None
+    ) -> str:
+        """Lets nothing go forward on a route until `until` (None: until `unblock`).
+
+        Raises NotFoundError for a route that never was.
+        """
+        route = self._route(model, target)
+        event = ev.RouteBlocked(route=route.name, reason=reason, until=until)
+        return self._append_route(route.name, event, actor)
+
+    def unblock(self, model: str, target: str, *, actor: str, reason: str) -> str:
+        """Ends a block; raises ConflictError when there is none."""
+        route = self._route(model, target)
+        if route.blocked(self._clock.now()) is None:
+            raise ConflictError(f"{route.name} is not blocked")
+        event = ev.RouteUnblocked(route=route.name, reason=reason)
+        return self._append_route(route.name, event, actor)
+
+    def _append_route(self, route: str, event: ev.RouteEvent, actor: str) -> str:
+        stream = f"route/{route}"
+        for _ in range(_TRIES):
+            known = len(self._ledger.read(stream=stream, limit=100_000))
+            try:
+                self._ledger.append(stream, known, [event], actor=actor, at=self._clock.now())
+            except ConflictError:
+                continue
+            return route
+        raise ConflictError(f"{route} is changing too fast; try again")
 
     def hold(self, release: str, *, actor: str, reason: str) -> str:
         """Keeps the release where it is until somebody resumes it."""
@@ -200,10 +259,12 @@ class Commands:
         def events(found: Release) -> list[ev.ReleaseEvent]:
             if found.held is None:
                 raise ConflictError(f"{release} is not held")
-            if found.held.because == "approval":
+            if found.held.because in ("approval", "window", "blocked"):
+                hints = {"approval": f"lockgate approve {release} --reason …",
+                         "blocked": f"lockgate unblock {found.plan.model} --reason …"}  # fmt: skip
                 raise ConflictError(
-                    f"{release} waits for an approval",
-                    hint=f"lockgate approve {release} --reason …",
+                    f"{release} waits: {found.held.reason}",
+                    hint=hints.get(found.held.because, "it goes on by itself"),
                 )
             return [ev.ReleaseResumed(release=release, step=found.step, reason=reason)]
 

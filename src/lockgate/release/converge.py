@@ -8,8 +8,9 @@ Every action says an absolute state; doing it twice is doing it once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lockgate.core.traffic import WHOLE, Endpoint
 from lockgate.fleet.api import Replica, ReplicaSpec
@@ -66,6 +67,8 @@ class Scene:
     revision: int = 0
     pools: Mapping[str, PoolView] = field(default_factory=dict)
     drain_until: float = 0.0
+    variant: tuple[str, ...] = ()
+    mirror: Mapping[str, int] = field(default_factory=dict)
 
 
 def converge(desired: Desired, scene: Scene) -> Iterator[Action]:
@@ -73,19 +76,71 @@ def converge(desired: Desired, scene: Scene) -> Iterator[Action]:
 
     Going back comes before everything else: it needs nothing but a baseline that can be reached.
     """
+    desired = _paced(desired, scene)
     going_back = _goes_back(desired, scene)
     if going_back:
         yield from _split(desired, scene)
-    for wanted in desired.run:
-        yield SetReplicas(spec=_spec(desired, wanted))
-    for wanted in desired.run:
-        yield from _pool(desired, scene, wanted.version.digest)
+    affordable = _within_limits(desired, scene)
+    for wanted in affordable:
+        yield SetReplicas(spec=_spec(desired, scene, wanted))
+    for wanted in affordable:
+        yield from _pool(desired, scene, wanted)
     if not going_back:
         yield from _split(desired, scene)
     running = {wanted.version.digest for wanted in desired.run}
     known = set(scene.pools) | {replica.version for replica in scene.replicas}
     for version in sorted(known - running):
         yield from _remove(desired, scene, version)
+
+
+def _paced(desired: Desired, scene: Scene) -> Desired:
+    """Lets traffic leave `retreat` as fast as the baseline's replicas come back, and no slower.
+
+    Traffic goes by what is ready; where there is no room for the baseline's next replica, one of
+    `retreat` makes it. A version that serves nobody loses its share at once.
+    """
+    leaving, baseline = desired.retreat, desired.baseline
+    if leaving is None or baseline is None or desired.limit is None:
+        return desired
+    whole = next(w.serving.replicas for w in desired.run if w.version.digest == baseline)
+    have = Counter(replica.version for replica in scene.replicas)
+    ready = len(_ready(scene, baseline, whole))
+    stay = min(have[leaving], whole - ready)
+    full = desired.limit <= have[baseline] + have[leaving]
+    if full and ready == have[baseline] < whole:  # none is on its way
+        stay = max(0, min(stay, desired.limit - have[baseline] - 1))
+    if not _ready(scene, leaving, whole):
+        stay = 0
+    back = WHOLE if not stay else WHOLE * ready // (ready + stay)
+    back = max(back, scene.split.get(baseline, 0))
+    if scene.split.get(leaving, 0) > WHOLE - back:
+        stay = have[leaving]  # its share goes first
+    run = [_sized(w, stay) if w.version.digest == leaving else w for w in desired.run]
+    split = {baseline: back, leaving: WHOLE - back}
+    return replace(
+        desired,
+        run=tuple(wanted for wanted in run if wanted.serving.replicas),
+        split={version: weight for version, weight in split.items() if weight},
+    )
+
+
+def _within_limits(desired: Desired, scene: Scene) -> tuple[Wanted, ...]:
+    """Returns what may run now: no more replicas than may exist; one counts until it is gone."""
+    if desired.limit is None:
+        return desired.run
+    have = Counter(replica.version for replica in scene.replicas)
+    room = desired.limit - sum(have.values())
+    run = []
+    for wanted in desired.run:
+        version = wanted.version.digest
+        count = min(wanted.serving.replicas, have[version] + max(room, 0))
+        room -= max(0, count - have[version])
+        run.append(_sized(wanted, count))
+    return tuple(run)
+
+
+def _sized(wanted: Wanted, count: int) -> Wanted:
+    return replace(wanted, serving=replace(wanted.serving, replicas=count))
 
 
 def concerns(action: Action) -> str | None:
@@ -100,16 +155,19 @@ def concerns(action: Action) -> str | None:
 
 def _goes_back(desired: Desired, scene: Scene) -> bool:
     """Says whether traffic only moves to the baseline, and the proxies can reach that already."""
+    beside_ends = (scene.mirror and not desired.mirror) or (scene.variant and not desired.variant)
+    if beside_ends and desired.baseline in scene.pools:
+        return set(desired.split) <= {desired.baseline}
     grows = {v for v, w in desired.split.items() if w > scene.split.get(v, 0)}
     return bool(scene.split) and grows == {desired.baseline} and desired.baseline in scene.pools
 
 
-def _spec(desired: Desired, wanted: Wanted) -> ReplicaSpec:
-    serving = wanted.serving
+def _spec(desired: Desired, scene: Scene, wanted: Wanted) -> ReplicaSpec:
+    serving, version = wanted.serving, wanted.version.digest
     return ReplicaSpec(
         route=desired.route,
-        version=wanted.version.digest,
-        count=serving.replicas,
+        version=version,
+        count=max(serving.replicas, _still_reached(scene, version)),
         runtime=serving.runtime,
         options=serving.options,
         memory_mb=serving.memory_mb,
@@ -118,18 +176,31 @@ def _spec(desired: Desired, wanted: Wanted) -> ReplicaSpec:
     )
 
 
-def _ready(scene: Scene, version: str) -> tuple[Endpoint, ...]:
+def _still_reached(scene: Scene, version: str) -> int:
+    """Returns how many replicas must stay because the proxies still send requests to the last."""
+    pool = scene.pools.get(version)
+    reached = pool.endpoints if pool else ()
+    mine = (r for r in scene.replicas if r.version == version and r.endpoint in reached)
+    return max((replica.index + 1 for replica in mine), default=0)
+
+
+def _ready(scene: Scene, version: str, count: int) -> tuple[Endpoint, ...]:
+    """Returns where the first `count` replicas of `version` listen, those that are ready."""
     found = {
         replica.endpoint
         for replica in scene.replicas
-        if replica.version == version and replica.state == "ready" and replica.endpoint
+        if replica.version == version
+        and replica.state == "ready"
+        and replica.endpoint
+        and replica.index < count
     }
     return tuple(sorted(found))
 
 
-def _pool(desired: Desired, scene: Scene, version: str) -> Iterator[Action]:
+def _pool(desired: Desired, scene: Scene, wanted: Wanted) -> Iterator[Action]:
     """Gives the proxies the ready endpoints; never takes the last ones from a known pool."""
-    ready = _ready(scene, version)
+    version = wanted.version.digest
+    ready = _ready(scene, version, wanted.serving.replicas)
     known = scene.pools.get(version)
     if ready and (known is None or known.endpoints != ready):
         yield SetPool(route=desired.route, version=version, endpoints=ready)
@@ -137,7 +208,10 @@ def _pool(desired: Desired, scene: Scene, version: str) -> Iterator[Action]:
 
 def _split(desired: Desired, scene: Scene) -> Iterator[Action]:
     split = _reachable(desired, scene)
-    if not split or same_split(split, scene.split):
+    whole = split == desired.split
+    variant, mirror = (desired.variant, desired.mirror) if whole else ((), {})
+    beside = (variant, dict(mirror)) == (scene.variant, dict(scene.mirror))
+    if not split or (same_split(split, scene.split) and beside):
         return
     spec = RouteSpec(
         name=desired.route,
@@ -145,6 +219,8 @@ def _split(desired: Desired, scene: Scene) -> Iterator[Action]:
         weights=dict(split),
         baseline=desired.baseline,
         sticky_header=desired.sticky_header,
+        variant=variant,
+        mirror=mirror,
     )
     yield SetWeights(spec=spec)
 
@@ -157,17 +233,21 @@ def _reachable(desired: Desired, scene: Scene) -> Mapping[str, int]:
     """
     replicas = {wanted.version.digest: wanted.serving.replicas for wanted in desired.run}
     for version, weight in desired.split.items():
-        needed = 1 if version == desired.baseline else replicas.get(version, 1)
-        if weight > scene.split.get(version, 0) and len(_ready(scene, version)) < needed:
+        needed = 1 if version == desired.baseline else max(replicas.get(version, 1), 1)
+        ready = _ready(scene, version, replicas.get(version, needed))
+        if weight > scene.split.get(version, 0) and len(ready) < needed:
             alone = desired.baseline
-            if not scene.split and alone is not None and _ready(scene, alone):
+            if not scene.split and alone and _ready(scene, alone, replicas.get(alone, 0)):
                 return {alone: WHOLE}
             return {}
+    beside = {*desired.mirror, *desired.variant[2:]}
+    if any(not _ready(scene, version, replicas.get(version, 0)) for version in beside):
+        return {}
     return desired.split
 
 
 def _remove(desired: Desired, scene: Scene, version: str) -> Iterator[Action]:
-    if scene.split.get(version, 0):
+    if scene.split.get(version, 0) or version in scene.mirror or version in scene.variant[2:]:
         return  # traffic first
     pool = scene.pools.get(version)
     if pool is not None:

@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lockgate.core import events as ev
+from lockgate.core.clock import iso
 from lockgate.core.traffic import Weights
 from lockgate.core.verdict import Verdict
 from lockgate.fleet.api import Replica
 from lockgate.release.state import Release
+from lockgate.release.windows import closed_until
 
 CRASH_LOOP = 3
 """Restarts of one candidate replica while it has traffic that count as a crash loop."""
@@ -32,7 +34,9 @@ class World:
 
     `pools` is every version on the route that proxies can reach, `kept` what stays ready whatever
     becomes of the release. `verdict` is None when the judge
-    was not asked. `now` is in seconds since the epoch.
+    was not asked. `now` is in seconds since the epoch. `samples_at` is the position of the samples
+    now, `blocked` why nothing may go forward on the route (None: it may). `mirror` is who gets
+    copies of how many in 10,000 requests.
     """
 
     now: float
@@ -42,6 +46,9 @@ class World:
     pools: Mapping[str, int] = field(default_factory=dict)
     kept: frozenset[str] = frozenset()
     verdict: Verdict | None = None
+    samples_at: int = 0
+    blocked: str | None = None
+    mirror: Mapping[str, int] = field(default_factory=dict)
 
     def ready(self, version: str) -> int:
         """Returns how many replicas of `version` are ready."""
@@ -78,11 +85,12 @@ def _deploying(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
         return (_failed(release, f"replica {broken.name} did not start: {broken.message}"),)
     if release.failures >= GIVE_UP_FAILURES:
         return (_failed(release, release.note),)
-    if ready >= plan.serving.replicas:
-        return _enter(release, 0, (ev.CapacityReady(release=release.id, replicas=ready),))
+    needed, _ = plan.replicas(0)
+    if ready >= needed:
+        return _enter(release, world, 0, (ev.CapacityReady(release=release.id, replicas=ready),))
     limit = plan.serving.start_timeout_s
     if release.held is None and world.now - release.entered_at > limit + plan.serving.drain_s:
-        reason = f"{ready} of {plan.serving.replicas} replicas were ready after {limit:.0f} s"
+        reason = f"{ready} of {needed} replicas were ready after {limit:.0f} s"
         return (_failed(release, reason),)
     return ()
 
@@ -92,35 +100,71 @@ def _failed(release: Release, reason: str) -> ev.ReleaseEvent:
 
 
 def _enter(
-    release: Release, step: int, before: tuple[ev.ReleaseEvent, ...] = ()
+    release: Release, world: World, step: int, before: tuple[ev.ReleaseEvent, ...] = ()
 ) -> tuple[ev.ReleaseEvent, ...]:
-    """Starts `step`, or waits for the approval that it needs."""
+    """Starts `step`, or waits for what it needs: a time, an approval, the end of a block."""
     held = release.held
     if held is not None and held.because == "person":
         return ()
-    if release.plan.steps[step].approval and step not in release.approved:
-        if held is not None and held.because == "approval" and held.step == step:
-            return ()
-        percent = release.plan.steps[step].percent
-        wait = ev.ReleaseHeld(
-            release=release.id,
-            step=step,
-            because="approval",
-            reason=f"a person must approve {percent}: lockgate approve {release.id} --reason …",
-        )
-        return (wait,)
-    weights = release.plan.weights(step)
-    return (*before, ev.StepStarted(release=release.id, step=step, weights=weights))
+    waits = _waits(release, world, step)
+    if waits is not None:
+        told = held is not None and (held.because, held.step) == (waits.because, waits.step)
+        return () if told else (waits,)
+    first = world.samples_at if release.evidence_from is None else None
+    started = ev.StepStarted(
+        release=release.id, step=step, weights=release.plan.weights(step), samples_from=first
+    )
+    return (*before, started)
+
+
+def _waits(release: Release, world: World, step: int) -> ev.ReleaseHeld | None:
+    """Returns why `step` may not begin now, None when it may. A rollback waits for nothing."""
+    plan = release.plan
+    if plan.intent == "rollback":
+        return None
+
+    def hold(because: ev.HeldBecause, reason: str) -> ev.ReleaseHeld:
+        return ev.ReleaseHeld(release=release.id, step=step, because=because, reason=reason)
+
+    if world.blocked is not None:
+        return hold("blocked", f"{release.route} is blocked: {world.blocked}")
+    opens = closed_until(plan.windows, world.now)
+    if plan.not_before is not None and world.now < plan.not_before:
+        opens = max(opens or 0.0, plan.not_before)
+    if opens is not None:
+        return hold("window", f"outside its time windows until {iso(opens)}")
+    if plan.steps[step].approval and release.allowed(step, world.now) < plan.approvers:
+        lacking = plan.approvers - release.allowed(step, world.now)
+        who = "a person" if lacking == 1 else f"{lacking} people"
+        percent = plan.steps[step].percent
+        command = f"lockgate approve {release.id} --reason …"
+        return hold("approval", f"{who} must approve {percent}: {command}")
+    return None
 
 
 def _shifting(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
     wanted = release.plan.weights(release.step)
-    if same_split(world.weights, wanted):
+    copies = release.plan.steps[release.step].mirror
+    if same_split(world.weights, wanted) and sum(world.mirror.values()) == copies:
         shifted = ev.TrafficShifted(
             release=release.id, step=release.step, weights=wanted, revision=world.revision
         )
         return (shifted,)
-    return _replica_trouble(release, world)
+    if world.verdict is not None and world.verdict.outcome == "fail":
+        return _fail(release, world.verdict)
+    return _replica_trouble(release, world) or _slow_start(release, world)
+
+
+def _slow_start(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
+    """Turns back when the replicas of a later step are not ready in time."""
+    plan, serving = release.plan, release.plan.serving
+    needed, _ = plan.replicas(release.step)
+    ready = world.ready(plan.candidate.digest)
+    patience = serving.start_timeout_s + serving.drain_s
+    if plan.limit is None or ready >= needed or world.now - release.entered_at <= patience:
+        return ()
+    reason = f"{ready} of {needed} replicas were ready after {patience:.0f} s"
+    return (_give_up(release, "replicas", reason),)
 
 
 def _baking(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
@@ -134,16 +178,24 @@ def _baking(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
     if release.held is not None and release.held.because == "person":
         return ()
     if release.promote_now:
-        end = len(release.plan.steps) - 1
-        return (ev.ReleasePromoted(release=release.id),) if last else _enter(release, end)
+        if last:
+            return (ev.ReleasePromoted(release=release.id),)
+        batches = release.plan.limit is not None  # room first, then replicas: no step is skipped
+        end = release.step + 1 if batches else len(release.plan.steps) - 1
+        return _enter(release, world, end)
     step = release.plan.steps[release.step]
     news = _news(release, world, verdict)
     if world.now < release.entered_at + step.bake_s:
         return news
-    judged = bool(release.plan.checks) or step.min_requests > 0
-    if judged and (verdict is None or verdict.outcome != "pass"):
+    if judged(release) and (verdict is None or verdict.outcome != "pass"):
         return (*news, *_wait_for_evidence(release, world, verdict))
-    return (*news, *_pass(release, verdict, last))
+    return (*news, *_pass(release, world, verdict, last))
+
+
+def judged(release: Release) -> bool:
+    """Says whether the step that the release is at is left on a verdict."""
+    step = release.plan.steps[release.step]
+    return step.min_requests > 0 or (step.need != "seen" and bool(release.plan.checks))
 
 
 def _replica_trouble(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
@@ -202,31 +254,38 @@ def _news(release: Release, world: World, verdict: Verdict | None) -> tuple[ev.R
 def _wait_for_evidence(
     release: Release, world: World, verdict: Verdict | None
 ) -> tuple[ev.ReleaseEvent, ...]:
-    step = release.plan.steps[release.step]
-    if release.held is not None and release.held.because == "approval":
+    plan, step, held = release.plan, release.plan.steps[release.step], release.held
+    if held is not None and held.because != "evidence":
         return ()
     reason = verdict.reason if verdict else "the judge has no samples"
-    if world.now >= release.entered_at + step.bake_s + release.plan.give_up_s:
-        return (_back(release, "deadline", f"still not judged: {reason}", verdict),)
-    if release.held is not None:
+    patience = plan.give_up_s if step.max_s is None else step.max_s
+    if world.now >= release.entered_at + step.bake_s + patience:
+        late = f"still not judged: {reason}"
+        if plan.on_deadline == "rollback":
+            return (_back(release, "deadline", late, verdict),)
+        wait = ev.ReleaseHeld(release=release.id, step=release.step, because="person", reason=late)
+        return (wait,)
+    if held is not None:
         return ()
-    held = ev.ReleaseHeld(release=release.id, step=release.step, because="evidence", reason=reason)
-    return (held,)
+    wait = ev.ReleaseHeld(release=release.id, step=release.step, because="evidence", reason=reason)
+    return (wait,)
 
 
-def _pass(release: Release, verdict: Verdict | None, last: bool) -> tuple[ev.ReleaseEvent, ...]:
+def _pass(
+    release: Release, world: World, verdict: Verdict | None, last: bool
+) -> tuple[ev.ReleaseEvent, ...]:
     passed = ev.StepPassed(release=release.id, step=release.step, verdict=verdict)
     if last:
         return (passed, ev.ReleasePromoted(release=release.id))
-    following = _enter(release, release.step + 1)
-    told_before = release.held is not None and release.held.because == "approval"
+    following = _enter(release, world, release.step + 1)
+    told_before = release.held is not None and release.held.because != "evidence"
     return following if told_before else (passed, *following)
 
 
 def _reverting(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
     candidate = release.plan.candidate.digest
     if not release.traffic_reverted:
-        if world.weights.get(candidate, 0):
+        if world.weights.get(candidate, 0) or candidate in world.mirror:
             return ()
         return (ev.TrafficReverted(release=release.id, revision=world.revision),)
     if world.gone(candidate) or candidate in world.kept:

@@ -9,13 +9,13 @@ import logging
 import threading
 from dataclasses import dataclass, replace
 
-from lockgate.analysis.checks import Judge, Window
+from lockgate.analysis.checks import JudgeRules, Look
 from lockgate.core import events as ev
 from lockgate.core.clock import Clock
 from lockgate.core.errors import ConflictError, LockgateError, PermanentError, TemporaryError
 from lockgate.core.verdict import Verdict
 from lockgate.ledger.api import Lease, Leases, Ledger
-from lockgate.observe.api import Samples
+from lockgate.observe.docket import Brief, Docket
 from lockgate.registry.service import Registry
 from lockgate.release import routes
 from lockgate.release.act import Ports, act, describe
@@ -27,7 +27,7 @@ from lockgate.release.converge import (
     concerns,
     converge,
 )
-from lockgate.release.decide import GIVE_UP_FAILURES, World, decide
+from lockgate.release.decide import GIVE_UP_FAILURES, World, decide, judged
 from lockgate.release.routes import Book, Route, desired
 from lockgate.release.state import Release
 
@@ -49,8 +49,7 @@ class Tools:
     ledger: Ledger
     leases: Leases
     registry: Registry
-    samples: Samples
-    judge: Judge
+    docket: Docket
     clock: Clock
 
 
@@ -81,10 +80,22 @@ class Engine:
         """Returns every release and route as the ledger has them now."""
         with self._lock:
             ledger = self._tools.ledger
-            while page := ledger.read(stream="release/", after=self._book.position, limit=1000):
+            while page := ledger.read(after=self._book.position, limit=1000):
                 for recorded in page:
                     self._book = routes.read(self._book, recorded)
             return self._book
+
+    def brief(self, release: Release, rules: JudgeRules | None = None) -> Brief:
+        """Returns what the case of `release` is about, or would be under other `rules`."""
+        plan = release.plan
+        return Brief(
+            release=release.id,
+            route=plan.route,
+            candidate=plan.candidate.digest,
+            baseline=plan.baseline.digest if plan.baseline else None,
+            rules=rules or plan.rules,
+            after=release.samples_from,
+        )
 
     def tick(self) -> bool:
         """Looks at every route once and does what is due; False when another engine acts."""
@@ -122,7 +133,9 @@ class Engine:
         book = self.book()
         for release in book.releases.values():
             active = book.routes[release.route].active
-            if not release.final and (active is None or active.id != release.id):
+            waiting = book.routes[release.route].waiting
+            mine = {found.id for found in (active, waiting) if found is not None}
+            if not release.final and release.id not in mine:
                 reason = f"something else changed {release.route} at the same moment"
                 self._append(release, (ev.ReleaseFailed(release=release.id, reason=reason),), lease)
 
@@ -142,16 +155,16 @@ class Engine:
         release = route.active
         world = self._world(route, now)
         if release is not None:
-            judged = replace(world, verdict=self._judge(release, now))
-            events = decide(release, judged)
+            events = decide(release, replace(world, verdict=self._judge(release, now)))
         elif route.previous is not None and now >= route.keep_until:
             events = self._retired(route, world)
             release = self.book().releases[route.line[-1].release] if events else None
         if not events or release is None:
             return False
         self._append(release, events, lease)
-        if route.active is None or self.book().releases[release.id].final:
+        if self.book().releases[release.id].final:
             self._looks.pop(release.id, None)
+            self._tools.docket.close(release.id)
         return True
 
     def _append(self, release: Release, events: tuple[ev.ReleaseEvent, ...], lease: Lease) -> None:
@@ -188,24 +201,26 @@ class Engine:
             revision=scene.revision,
             pools={version: len(pool.endpoints) for version, pool in scene.pools.items()},
             kept=_kept(route, now),
+            samples_at=self._tools.docket.end(),
+            blocked=route.blocked(now),
+            mirror=scene.mirror,
         )
 
     def _judge(self, release: Release, now: float) -> Verdict | None:
-        plan = release.plan
-        asked = plan.checks or plan.steps[release.step].min_requests > 0
-        if release.phase != "baking" or not asked or release.evidence_from is None:
+        plan, step = release.plan, release.plan.steps[release.step]
+        under_way = release.phase in ("shifting", "baking") and release.evidence_from is not None
+        if not under_way or not (plan.checks or judged(release)):
             return None
         looked = self._looks.get(release.id)
         if looked is not None and looked.step == release.step and now < looked.next_at:
             return looked.verdict
-        window = Window(
-            samples=self._tools.samples.window(plan.route, since=release.evidence_from),
-            candidate=plan.candidate.digest,
-            baseline=plan.baseline.digest if plan.baseline else None,
-            step_from=release.entered_at,
+        look = Look(
             now=now,
+            need=step.need,
+            min_requests=step.min_requests,
+            since_revision=release.since_revision,
         )
-        verdict = self._tools.judge.judge(window, plan.rules(release.step))
+        verdict = self._tools.docket.look(self.brief(release), look)
         took = self._tools.clock.now() - now
         next_at = now + max(LOOK_EVERY_S, LOOK_SHARE * took)
         self._looks[release.id] = _Look(step=release.step, verdict=verdict, next_at=next_at)
@@ -225,6 +240,8 @@ class Engine:
             revision=known.revision if known else 0,
             pools=pools,
             drain_until=_drain_until(route),
+            variant=known.variant if known else (),
+            mirror=known.mirror if known else {},
         )
 
     def _converge(self, route: Route, lease: Lease) -> bool:

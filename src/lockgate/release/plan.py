@@ -12,21 +12,31 @@ from lockgate.core.digests import Digest, digest_of_value
 from lockgate.core.events import VersionId
 from lockgate.core.traffic import WHOLE
 
-StrategyName = Literal["canary", "blue-green", "direct"]
+StrategyName = Literal["canary", "blue-green", "rolling", "in-place", "ab", "shadow", "direct"]
+Need = Literal["safe", "sane", "seen"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One weight and the wait at it.
 
-    `weight` is the candidate's share in hundredths of a percent; times are in seconds. `approval`:
-    a person must allow the release to enter this step.
+    `weight` is the candidate's share in hundredths of a percent; times are in seconds. `need` is
+    what the judge must have said to leave it: `safe` (proof against every margin), `sane` (against
+    disasters), `seen` (requests alone). `max_s`: it goes back when that is not said so long after
+    the bake (None: the plan's `give_up_s`). `approval`: people must allow the release to enter it.
+    `replicas` of the candidate run at it, `baseline_replicas` once traffic has moved (None: all).
+    `mirror`: the share of requests that the candidate gets copies of.
     """
 
     weight: int
     bake_s: float = 0.0
     min_requests: int = 0
     approval: bool = False
+    need: Need = "safe"
+    max_s: float | None = None
+    replicas: int | None = None
+    baseline_replicas: int | None = None
+    mirror: int = 0
 
     @property
     def percent(self) -> str:
@@ -51,8 +61,12 @@ class Serving:
 class Plan:
     """Everything a release will do, decided before it starts. Times in seconds, sizes in bytes.
 
-    `give_up_s`: a step that still can't be judged this long after its bake goes back.
-    `keep_previous_s`: how long the old version stays ready after promotion.
+    `give_up_s`: a step that still can't be judged this long after its bake goes back, or is held
+    (`on_deadline`). `keep_previous_s`: how long the old version stays ready after promotion.
+    `limit`: replicas of both versions that may exist at once (None: no limit). It goes forward only
+    in `windows` and after `not_before` (seconds since the epoch). `approvers` different people
+    must allow a step that needs it, each not longer ago than `approval_expires_s`. `variant`: a
+    header and a value; who sends it gets the candidate.
     """
 
     model: str
@@ -65,8 +79,17 @@ class Plan:
     serving: Serving
     checks: tuple[Check, ...] = ()
     alpha: float = 0.01
+    beta: float = 0.05
     bucket_s: float = 10.0
+    adjust: tuple[str, ...] = ()
     on_fail: Literal["rollback", "hold"] = "rollback"
+    on_deadline: Literal["rollback", "hold"] = "rollback"
+    windows: tuple[str, ...] = ()
+    not_before: float | None = None
+    approvers: int = 1
+    approval_expires_s: float = 86_400.0
+    limit: int | None = None
+    variant: tuple[str, ...] = ()
     give_up_s: float = 86_400.0
     keep_previous_s: float = 600.0
     alias: str | None = None
@@ -88,13 +111,15 @@ class Plan:
         """False when the candidate already serves."""
         return self.baseline is None or self.baseline.digest != self.candidate.digest
 
-    def rules(self, step: int) -> JudgeRules:
-        """Returns how the judge works at that step."""
+    @property
+    def rules(self) -> JudgeRules:
+        """Returns how the judge works, over all steps."""
         return JudgeRules(
             checks=self.checks,
             alpha=self.alpha,
-            min_requests=self.steps[step].min_requests,
+            beta=self.beta,
             bucket_s=self.bucket_s,
+            adjust=self.adjust,
         )
 
     def weights(self, step: int) -> dict[str, int]:
@@ -103,5 +128,12 @@ class Plan:
         split = {}
         if self.baseline is not None and weight < WHOLE:
             split[self.baseline.digest] = WHOLE - weight
-        split[self.candidate.digest] = weight
+        if weight:
+            split[self.candidate.digest] = weight
         return split
+
+    def replicas(self, step: int) -> tuple[int, int]:
+        """Returns how many replicas of candidate and baseline that step ends with."""
+        found, whole = self.steps[step], self.serving.replicas
+        mine = whole if found.replicas is None else found.replicas
+        return mine, whole if found.baseline_replicas is None else found.baseline_replicas

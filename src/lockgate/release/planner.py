@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from lockgate.core.events import VersionId
 from lockgate.core.traffic import WHOLE
 from lockgate.release.plan import Plan, Serving, Step, StrategyName
 from lockgate.release.routes import Route, Served
 from lockgate.release.spec import ReleaseSpec, check_spec
+from lockgate.release.strategies import ab, blue_green, canary, rolling, shadow
 
 DEFAULT_STEPS = (1, 10, 50, 100)
 DEFAULT_CHECKS: tuple[Mapping[str, str], ...] = (
-    {"signal": "error_rate", "worse_by_at_most": "25%", "floor": "0.1%"},
-    {"signal": "latency_p95", "worse_by_at_most": "10%"},
+    {"signal": "error_rate", "worse_by_at_most": "50%", "tolerate": "10%", "floor": "0.5%"},
+    {"signal": "latency_p95", "worse_by_at_most": "20%", "tolerate": "5%"},
 )
 
 
@@ -50,10 +52,8 @@ def make_plan(spec: ReleaseSpec, route: Route, candidate: VersionId, *, bytes_to
     """
     serving = route.serving
     baseline = serving.version if serving else None
-    if baseline is None:
-        steps: tuple[Step, ...] = (Step(weight=WHOLE, approval=_approved(spec, 100.0)),)
-    else:
-        steps = tuple(_step(spec, percent) for percent in spec.strategy.canary or (100.0,))
+    runs = _serving(spec, serving)
+    steps = _steps(spec, runs.replicas) if baseline else (_only(spec),)
     return Plan(
         model=spec.model,
         target=spec.to,
@@ -62,13 +62,23 @@ def make_plan(spec: ReleaseSpec, route: Route, candidate: VersionId, *, bytes_to
         baseline=baseline,
         strategy=_strategy(spec, baseline),
         steps=steps,
-        serving=_serving(spec, serving),
+        serving=runs,
         checks=tuple(check.check() for check in spec.checks) if baseline else (),
         alpha=spec.alpha,
+        beta=spec.beta,
         bucket_s=spec.bucket,
+        adjust=spec.adjust,
         on_fail=spec.on_fail,
+        on_deadline=spec.on_deadline,
+        windows=spec.windows,
+        not_before=spec.not_before,
+        approvers=spec.approve.count if spec.approve else 1,
+        approval_expires_s=spec.approve.expires if spec.approve else 86_400.0,
+        limit=rolling.limit(spec.strategy, runs.replicas) if spec.strategy.rolling else None,
+        variant=_variant(spec),
         give_up_s=spec.strategy.give_up_after,
-        keep_previous_s=spec.keep_previous,
+        # A rolling release has taken the old version away, replica by replica.
+        keep_previous_s=0.0 if spec.strategy.rolling else spec.keep_previous,
         alias=spec.alias,
         bytes_to_move=bytes_to_move,
     )
@@ -77,20 +87,41 @@ def make_plan(spec: ReleaseSpec, route: Route, candidate: VersionId, *, bytes_to
 def _strategy(spec: ReleaseSpec, baseline: VersionId | None) -> StrategyName:
     if baseline is None:
         return "direct"
-    return "canary" if spec.strategy.canary else "blue-green"
+    found = spec.strategy.rolling
+    if found is not None and found.surge < found.batch:
+        return "in-place"
+    kind: StrategyName = spec.strategy.kind  # type: ignore[assignment]
+    return kind
 
 
-def _step(spec: ReleaseSpec, percent: float) -> Step:
-    return Step(
-        weight=round(percent * WHOLE / 100),
-        bake_s=spec.strategy.bake,
-        min_requests=spec.strategy.min_requests,
-        approval=_approved(spec, percent),
-    )
+def _only(spec: ReleaseSpec) -> Step:
+    return Step(weight=WHOLE, need="seen", approval=_approved(spec, WHOLE))
 
 
-def _approved(spec: ReleaseSpec, percent: float) -> bool:
-    return spec.approve is not None and percent in spec.approve.before
+def _steps(spec: ReleaseSpec, replicas: int) -> tuple[Step, ...]:
+    strategy = spec.strategy
+    match strategy.kind:
+        case "canary":
+            found = canary.steps(strategy)
+        case "blue-green":
+            found = blue_green.steps(strategy)
+        case "rolling":
+            found = rolling.steps(strategy, replicas)
+        case "ab":
+            found = ab.steps(strategy)
+        case _:
+            found = shadow.steps(strategy)
+    return tuple(replace(step, approval=_approved(spec, step.weight)) for step in found)
+
+
+def _variant(spec: ReleaseSpec) -> tuple[str, ...]:
+    test = spec.strategy.ab
+    return (test.header, test.value) if test and test.header and test.value else ()
+
+
+def _approved(spec: ReleaseSpec, weight: int) -> bool:
+    before = spec.approve.before if spec.approve else ()
+    return weight in [round(percent * WHOLE / 100) for percent in before]
 
 
 def _serving(spec: ReleaseSpec, now: Served | None) -> Serving:
@@ -120,7 +151,7 @@ def rollback_plan(route: Route, serving: Served, target: Served, *, keep_previou
         candidate=target.version,
         baseline=serving.version,
         strategy="direct",
-        steps=(Step(weight=WHOLE),),
+        steps=(Step(weight=WHOLE, need="seen"),),
         serving=target.serving,
         keep_previous_s=keep_previous_s,
         alias=serving.alias,

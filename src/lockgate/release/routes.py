@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from lockgate.core import events as ev
 from lockgate.core.traffic import WHOLE
 from lockgate.ledger.api import Recorded
-from lockgate.release.plan import Serving
+from lockgate.release.plan import Plan, Serving
 from lockgate.release.state import Release, evolve, start
 
 
@@ -27,11 +27,21 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Why, by whom and until when (seconds since the epoch) nothing goes forward on a route."""
+
+    reason: str
+    by: str
+    until: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """A route: its line of served versions (the last one serves), and the release under way.
 
     `previous` stays ready until `keep_until` (seconds since the epoch), so that going back is one
-    push. A rollback shortens `line`: what it left can only come back by a release.
+    push. A rollback shortens `line`: what it left can only come back by a release. `waiting` is the
+    release that superseded the active one and follows it.
     """
 
     name: str
@@ -40,6 +50,15 @@ class Route:
     active: Release | None = None
     previous: Served | None = None
     keep_until: float = 0.0
+    waiting: Release | None = None
+    block: Block | None = None
+
+    def blocked(self, now: float) -> str | None:
+        """Returns why nothing may go forward at `now`; None when it may."""
+        block = self.block
+        if block is None or (block.until is not None and now >= block.until):
+            return None
+        return f"{block.reason} (by {block.by})"
 
     @property
     def serving(self) -> Served | None:
@@ -59,6 +78,8 @@ class Book:
 def read(book: Book, recorded: Recorded) -> Book:
     """Returns the book after one more event of a `release/…` stream; others change nothing."""
     event = recorded.event
+    if isinstance(event, ev.RouteBlocked | ev.RouteUnblocked):
+        return _blocked(book, event, recorded)
     identity = str(getattr(event, "release", ""))
     if isinstance(event, ev.ReleaseOpened):
         release = start(recorded)
@@ -75,6 +96,17 @@ def read(book: Book, recorded: Recorded) -> Book:
     )
 
 
+def _blocked(book: Book, event: ev.RouteBlocked | ev.RouteUnblocked, recorded: Recorded) -> Book:
+    known = book.routes.get(event.route)
+    if known is None:
+        return replace(book, position=recorded.position)
+    block = None
+    if isinstance(event, ev.RouteBlocked):
+        block = Block(reason=event.reason, by=recorded.actor, until=event.until)
+    changed = {**book.routes, known.name: replace(known, block=block)}
+    return replace(book, routes=changed, position=recorded.position)
+
+
 def _after(route: Route, release: Release, recorded: Recorded) -> Route:
     event = recorded.event
     if isinstance(event, ev.ReleasePromoted):
@@ -85,12 +117,18 @@ def _after(route: Route, release: Release, recorded: Recorded) -> Route:
     if isinstance(event, ev.ReleaseOpened):
         serves = route.serving.version.digest if route.serving else None
         planned_for = event.baseline.digest if event.baseline else None
+        follows = route.active is not None and event.supersedes == route.active.id
+        if follows and serves == planned_for:
+            return replace(route, waiting=release)
         if route.active is not None or serves != planned_for:
             return route  # somebody else moved first: this one never gets the route
-    ours = route.active is None or route.active.id == release.id
-    if not ours:
+    if route.waiting is not None and route.waiting.id == release.id:
+        return replace(route, waiting=None if release.final else release)
+    if route.active is not None and route.active.id != release.id:
         return route
-    return replace(route, active=None if release.final else release)
+    if release.final:
+        return replace(route, active=route.waiting, waiting=None)
+    return replace(route, active=release)
 
 
 def _promoted(route: Route, release: Release, at: float) -> Route:
@@ -110,6 +148,7 @@ def _promoted(route: Route, release: Release, at: float) -> Route:
         route,
         line=(*line, served),
         active=None,
+        waiting=None,
         previous=route.serving,
         keep_until=at + plan.keep_previous_s,
     )
@@ -128,6 +167,9 @@ class Desired:
     """What should be true of a route now: versions that run, and the split.
 
     `split` is empty while nothing serves. `baseline` is the version that comes first in the split.
+    `limit`: replicas that may exist at once. `retreat`: the version that traffic leaves only as
+    fast as the baseline's replicas come back. `variant`: a header, a value and the version that
+    its senders get. `mirror`: the version that gets copies, and of how many in 10,000 requests.
     """
 
     route: str
@@ -137,6 +179,10 @@ class Desired:
     baseline: str | None = None
     sticky_header: str | None = None
     drain_s: float = 60.0
+    limit: int | None = None
+    retreat: str | None = None
+    variant: tuple[str, ...] = ()
+    mirror: Mapping[str, int] = field(default_factory=dict)
 
 
 def desired(route: Route, now: float) -> Desired:
@@ -144,23 +190,54 @@ def desired(route: Route, now: float) -> Desired:
     serving, release = route.serving, route.active
     run = {serving.version.digest: _wanted(serving)} if serving else {}
     split = {serving.version.digest: WHOLE} if serving else {}
-    sticky = serving.serving.sticky_header if serving else None
     if route.previous is not None and now < route.keep_until:
         run.setdefault(route.previous.version.digest, _wanted(route.previous))
-    if release is not None and release.phase in ("deploying", "shifting", "baking"):
-        plan = release.plan
-        run[plan.candidate.digest] = Wanted(version=plan.candidate, serving=plan.serving)
-        sticky = plan.serving.sticky_header or sticky
-        if release.phase != "deploying":
-            split = plan.weights(release.step)
-    return Desired(
+    found = Desired(
         route=route.name,
         model=route.model,
         run=tuple(run.values()),
         split=split,
         baseline=serving.version.digest if serving else None,
-        sticky_header=sticky,
+        sticky_header=serving.serving.sticky_header if serving else None,
     )
+    if release is None or release.final:
+        return found
+    if release.phase in ("deploying", "shifting", "baking"):
+        return _under_way(found, release, run)
+    if release.phase == "reverting" and release.plan.limit is not None:
+        run[release.plan.candidate.digest] = _candidate(release.plan, release.plan.serving.replicas)
+        return replace(found, run=tuple(run.values()), limit=release.plan.limit,
+                       retreat=release.plan.candidate.digest)  # fmt: skip
+    return found
+
+
+def _under_way(found: Desired, release: Release, run: dict[str, Wanted]) -> Desired:
+    """Returns what a release that goes forward wants: its step's split and replicas."""
+    plan, step = release.plan, release.step
+    mine, theirs = plan.replicas(step)
+    before = plan.replicas(step - 1) if step else (0, plan.serving.replicas)
+    if release.phase != "baking":  # replicas before traffic: nothing goes before the split is there
+        mine, theirs = max(mine, before[0]), before[1]
+    run[plan.candidate.digest] = _candidate(plan, mine)
+    if plan.baseline is not None and plan.baseline.digest in run and plan.limit is not None:
+        old = run[plan.baseline.digest]
+        run[plan.baseline.digest] = replace(old, serving=replace(old.serving, replicas=theirs))
+    moving = release.phase != "deploying"
+    mirrored = plan.steps[step].mirror if moving else 0
+    weights = plan.weights(step) if moving else found.split
+    return replace(
+        found,
+        run=tuple(wanted for wanted in run.values() if wanted.serving.replicas),
+        split=weights,
+        sticky_header=plan.serving.sticky_header or found.sticky_header,
+        limit=plan.limit,
+        variant=(*plan.variant, plan.candidate.digest) if plan.variant and moving else (),
+        mirror={plan.candidate.digest: mirrored} if mirrored else {},
+    )
+
+
+def _candidate(plan: Plan, replicas: int) -> Wanted:
+    return Wanted(version=plan.candidate, serving=replace(plan.serving, replicas=replicas))
 
 
 def _wanted(served: Served) -> Wanted:

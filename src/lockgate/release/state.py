@@ -21,12 +21,23 @@ FINAL: frozenset[Phase] = frozenset({"promoted", "reverted", "refused", "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """One person's word that a step may be entered, and when it was given."""
+
+    step: int
+    by: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """A release as its events tell it. Times in seconds since the epoch.
 
     `step` is the step it is at or heading for, `entered_at` when its phase began, `evidence_from`
     when the candidate first got traffic, `events` the length of its stream. `reverted`: traffic is
-    off the candidate. `failures` counts actions in a row that could never succeed.
+    off the candidate. `failures` counts actions in a row that could never succeed. Its evidence
+    begins at position `samples_from` of the samples; its step at revision `since_revision` of the
+    route.
     """
 
     id: str
@@ -40,7 +51,9 @@ class Release:
     evidence_from: float | None = None
     verdict: Verdict | None = None
     held: ev.ReleaseHeld | None = None
-    approved: frozenset[int] = frozenset()
+    approvals: tuple[Approval, ...] = ()
+    samples_from: int = 0
+    since_revision: int = 0
     promote_now: bool = False
     rollback: ev.RollbackStarted | None = None
     traffic_reverted: bool = False
@@ -58,6 +71,11 @@ class Release:
     def final(self) -> bool:
         """True when nothing more will be decided."""
         return self.phase in FINAL
+
+    def allowed(self, step: int, now: float) -> int:
+        """Returns how many people allow `step` at `now`, those whose word has expired left out."""
+        alive = now - self.plan.approval_expires_s
+        return len({one.by for one in self.approvals if one.step == step and one.at >= alive})
 
     @property
     def touched_traffic(self) -> bool:
@@ -96,10 +114,11 @@ def _changes(release: Release, recorded: Recorded) -> Mapping[str, object]:
             return {"phase": "refused", "note": reason, "ended_at": at, "held": None}
         case ev.CapacityReady():
             return {"failures": 0}
-        case ev.StepStarted(step=step):
-            return _step_started(release, step, at)
-        case ev.TrafficShifted():
-            return {"phase": "baking", "entered_at": at, "failures": 0}
+        case ev.StepStarted():
+            return _step_started(release, event, at)
+        case ev.TrafficShifted(revision=revision):
+            since = {"since_revision": revision}
+            return {"phase": "baking", "entered_at": at, "failures": 0, **since}
         case ev.Judged(verdict=verdict):
             return {"verdict": verdict}
         case ev.StepPassed(verdict=verdict):
@@ -109,7 +128,8 @@ def _changes(release: Release, recorded: Recorded) -> Mapping[str, object]:
         case ev.ReleaseResumed():
             return {"held": None}
         case ev.StepApproved(step=step):
-            return {"approved": release.approved | {step}}
+            word = Approval(step=step, by=recorded.actor, at=at)
+            return {"approvals": (*release.approvals, word)}
         case ev.PromotionRequested():
             return {"promote_now": True, "held": None}
         case ev.RollbackStarted():
@@ -127,15 +147,11 @@ def _changes(release: Release, recorded: Recorded) -> Mapping[str, object]:
     return {}
 
 
-def _step_started(release: Release, step: int, at: float) -> Mapping[str, object]:
-    first = at if release.evidence_from is None else release.evidence_from
-    return {
-        "phase": "shifting",
-        "step": step,
-        "entered_at": at,
-        "evidence_from": first,
-        "held": None,
-    }
+def _step_started(release: Release, event: ev.StepStarted, at: float) -> Mapping[str, object]:
+    changes = {"phase": "shifting", "step": event.step, "entered_at": at, "held": None}
+    if release.evidence_from is None:
+        changes |= {"evidence_from": at, "samples_from": event.samples_from or 0}
+    return changes
 
 
 def _rollback_started(

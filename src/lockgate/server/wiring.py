@@ -20,6 +20,7 @@ from lockgate.fleet.local import LocalFleet
 from lockgate.gateway.envoy import EnvoyGateway, EnvoyOptions
 from lockgate.host.detached import Lock
 from lockgate.ledger.sqlite import SqliteLedger
+from lockgate.observe.docket import Docket
 from lockgate.observe.sqlite import SqliteSamples
 from lockgate.registry.keep.backup import Backup, backups, recover
 from lockgate.registry.keep.keeper import Keeper
@@ -71,12 +72,12 @@ class Control:
             self.gateway.close(stop=False)
             raise
         self._versions.adopt({replica.version for replica in self.fleet.replicas()})
+        self.docket = Docket(self.samples, self.samples, SequentialJudge())
         tools = Tools(
             ledger=self.ledger,
             leases=self.ledger,
             registry=self.registry,
-            samples=self.samples,
-            judge=SequentialJudge(),
+            docket=self.docket,
             clock=self.clock,
         )
         self.engine = Engine(

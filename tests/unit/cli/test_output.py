@@ -111,14 +111,17 @@ def check(**changes: Any) -> dict[str, Any]:
     """Returns a check as a view has it."""
     return {"check": "ttft_p95 worse by at most 0.1", "signal": "ttft_p95", "outcome": "pass",
             "reason": "fine", "value": 0.42, "baseline": 0.4, "limit": 0.44, "e_value": 2.5,
-            "threshold": 100.0, "n": 1200, "n_baseline": 10800, "unit": "s", **changes}  # fmt: skip
+            "threshold": 100.0, "n": 1200, "n_baseline": 10800, "unit": "s", "proof": 7.5,
+            "proof_threshold": 20.0, "low": -0.02, "high": 0.125, "missing": None,
+            "dry_run": False, **changes}  # fmt: skip
 
 
 def view(**changes: Any) -> dict[str, Any]:
     """Returns a release as the server shows it."""
     steps = [{"weight": 1000, "percent": "10%", "state": "now", "approval": False},
              {"weight": 10000, "percent": "100%", "state": "later", "approval": True}]  # fmt: skip
-    verdict = {"outcome": "hold", "reason": "3 of 50 requests", "checks": [check()]}
+    verdict = {"outcome": "hold", "reason": "3 of 50 requests", "checks": [check()],
+               "ready_in_s": None}
     replicas = [
         {"version": "v1", "ready": 2, "total": 2, "restarts": 0, "messages": []},
         {"version": "v2", "ready": 1, "total": 2, "restarts": 4, "messages": []},
@@ -171,13 +174,13 @@ def test_the_bar_without_traffic_or_baseline() -> None:
 def test_a_check_is_a_line_with_all_its_numbers() -> None:
     assert check_line(check()).plain == (
         "✔ ttft_p95          400 ms → 420 ms  limit 440 ms  n=10,800 → 1,200  "
-        "evidence 2.5 of 100  pass"
+        "against 2.5 of 100  for 7.5 of 20  -2…+12.5%  pass"
     )
 
 
 def test_a_check_without_numbers_says_so() -> None:
     bare = check(outcome="hold", value=None, baseline=None, limit=None, e_value=None, n=0,
-                 n_baseline=0)  # fmt: skip
+                 n_baseline=0, proof=None, low=None, high=None)  # fmt: skip
     assert check_line(bare).plain == "● ttft_p95          –  n=0 → 0  hold"
     assert check_line(check(outcome="fail")).plain.startswith("✘ ")
 
@@ -243,14 +246,19 @@ def plan(**changes: Any) -> dict[str, Any]:
     """Returns a plan as the server shows it."""
     steps = [{"weight": 50, "bake_s": 600.0, "min_requests": 1500, "approval": False},
              {"weight": 10000, "bake_s": 0.0, "min_requests": 0, "approval": True}]  # fmt: skip
+    more = {"mirror": 0, "replicas": None, "baseline_replicas": None, "need": "safe"}
+    steps = [{**more, **step} for step in steps]
     checks = [
-        {"signal": "error_rate", "worse_by_at_most": 0.25, "at_most": None, "floor": 0.001},
-        {"signal": "latency_p95", "worse_by_at_most": None, "at_most": 0.8, "floor": None},
+        {"signal": "error_rate", "worse_by_at_most": 0.25, "at_most": None, "floor": 0.001,
+         "tolerate": 0.1, "dry_run": False},
+        {"signal": "latency_p95", "worse_by_at_most": None, "at_most": 0.8, "floor": None,
+         "tolerate": None, "dry_run": True},
     ]
     return {
         "model": "acme/chat", "target": "local", "strategy": "canary", "bytes_to_move": 41_000_000,
         "baseline": {"number": 1, "digest": OLD}, "candidate": {"number": 2, "digest": NEW},
-        "serving": {"replicas": 2}, "steps": steps, "checks": checks, "alpha": 0.01,
+        "serving": {"replicas": 2}, "steps": steps, "checks": checks, "alpha": 0.01, "beta": 0.05,
+        "approvers": 1, "windows": [],
         "earliest_s": 600.0, "keep_previous_s": 3600.0, **changes,
     }  # fmt: skip
 
@@ -260,8 +268,8 @@ def test_a_plan_is_sentences() -> None:
     assert text.startswith("acme/chat  v1 → v2 (blake3:bbbbbbbbbbbb)  to local  by canary\n")
     assert "replicas   2, " in text
     assert "41,000,000 bytes" in text
-    assert "step 1     0.5%, bake 10m00s, ≥ 1,500 requests\n" in text
-    assert "step 2     100%, no bake, ≥ 0 requests, after an approval\n" in text
+    assert "step 1     0.5%, bake 10m00s, ≥ 1,500 requests, until proven within every limit\n" in text
+    assert "step 2     100%, no bake, until proven within every limit, after an approval\n" in text
     assert "error_rate worse by at most 25%" in text
     assert "latency_p95 limit 0.8" in text
     assert "0.01 chance" in text

@@ -15,7 +15,7 @@ from lockgate.gateway.envoy.files import FilesTransport
 from lockgate.gateway.envoy.process import Admin, check_socket, own
 from lockgate.gateway.envoy.samples import Tail, sample
 from lockgate.gateway.envoy.schema import Schema, extract, find_binary
-from lockgate.gateway.envoy.values import EnvoyOptions, State
+from lockgate.gateway.envoy.values import EnvoyOptions, Sockets, State
 from lockgate.gateway.memory import MemoryGateway
 from lockgate.host.detached import Lock
 
@@ -72,7 +72,7 @@ def test_envoy_accepts_the_bootstrap(tmp_path, sources, tokens):
     start = config.bootstrap(
         host="127.0.0.1",
         port=10_000,
-        admin_socket=str(tmp_path / "a.sock"),
+        sockets=Sockets(admin=str(tmp_path / "a.sock"), mirror=str(tmp_path / "m.sock")),
         options=EnvoyOptions(token_metadata=tokens),
         sources=sources,
     )
@@ -141,7 +141,18 @@ def test_every_route_waits_for_the_model_and_tries_again():
 
 def test_state_survives_json():
     state = State(
-        routes={ROUTE: (spec({A: 9_000, B: 1_000}, baseline=A, sticky_header="x"), 3)},
+        routes={
+            ROUTE: (
+                spec(
+                    {A: 9_000, B: 1_000},
+                    baseline=A,
+                    sticky_header="x",
+                    variant=("h", "v", B),
+                    mirror={B: 5},
+                ),
+                3,
+            )
+        },
         pools={(ROUTE, A): (HERE,), (ROUTE, B): ()},
         revision=3,
     )

@@ -101,6 +101,59 @@ def test_sticky_callers_stay_and_only_move_forward(bench):
     assert few <= many
 
 
+def test_a_session_is_logged_by_the_hash_that_chose_its_version(bench):
+    bench.two_versions()
+    share = 3_000
+    bench.gateway.set_route(
+        RouteSpec(name=ROUTE, model=MODEL, weights={"b": share, "a": 10_000 - share},
+                  baseline="a", sticky_header="x-user")
+    )  # fmt: skip
+    for n in range(60):
+        bench.ask(headers={"x-user": f"user {n}", "x-lockgate-unit": "a lie"})
+    bench.ask(headers={"x-lockgate-unit": "a lie"})
+    rows = bench.wait_rows(61)
+    assert sum(row.unit is None for row in rows) == 1
+    hashed = [row for row in rows if row.unit is not None]
+    assert {row.version for row in hashed} == {"a", "b"}
+    for row in hashed:  # the candidate has the end of the range
+        assert row.version == ("b" if row.unit % 10_000 >= 10_000 - share else "a")
+
+
+def test_a_variant_is_reached_by_its_header_whatever_the_split(bench):
+    bench.two_versions()
+    bench.gateway.set_route(
+        RouteSpec(name=ROUTE, model=MODEL, weights={"a": 10_000}, baseline="a",
+                  variant=("x-variant", "new", "b"))
+    )  # fmt: skip
+    assert [bench.ask(headers={"x-variant": v})[1] for v in ("new", "old")] == ["b", "a"]
+    assert bench.ask()[1] == "a"
+    shares = {(row.version, row.propensity) for row in bench.wait_rows(3)}
+    assert shares == {("a", 1.0), ("b", 1.0)}
+
+
+@pytest.mark.parametrize("mode", ["ads", "files"])
+def test_copies_become_rows_that_are_found_by_the_request(bench, mode):
+    bench.two_versions(mode=mode)
+    bench.gateway.set_route(
+        RouteSpec(name=ROUTE, model=MODEL, weights={"a": 10_000}, baseline="a",
+                  mirror={"b": 10_000})
+    )  # fmt: skip
+    answers = [bench.ask(headers={"x-lockgate-mirror-pool": "x|y"})[1] for _ in range(5)]
+    assert answers == ["a"] * 5
+    rows = bench.wait_rows(10)
+    asked = {row.request_id: row for row in rows if not row.mirrored}
+    copies = {row.request_id: row for row in rows if row.mirrored}
+    assert asked.keys() == copies.keys()
+    assert {row.version for row in copies.values()} == {"b"}
+    assert {(row.route, row.status, row.revision) for row in copies.values()} == {
+        (ROUTE, 200, bench.gateway.view().routes[ROUTE].revision)
+    }
+    bench.gateway.set_route(RouteSpec(name=ROUTE, model=MODEL, weights={"a": 10_000}, baseline="a"))
+    bench.ask()
+    time.sleep(0.5)
+    assert sum(row.mirrored for row in bench.rows) == 5
+
+
 @pytest.mark.parametrize("mode", ["ads", "files"])
 def test_flips_under_load_lose_nothing(bench, load, mode):
     bench.two_versions(mode=mode)

@@ -98,7 +98,7 @@ def spec(**changes: str) -> str:
         ({"strategy": "{canary: [0, 100]}"}, "greater than 0"),
         ({"strategy": "{canary: [.nan, 100]}"}, "finite"),
         ({"strategy": "{canary: [0.001, 100]}"}, "smallest step"),
-        ({"strategy": "{}"}, "exactly one of 'canary' and 'blue-green'"),
+        ({"strategy": "{}"}, "exactly one of 'canary', 'blue-green'"),
         ({"strategy": "{canary: [100], blue-green: true}"}, "exactly one of"),
         ({"strategy": "{blue-green: true}",
           "checks": "[{signal: error_rate, worse_by_at_most: 1%}]"}, "no baseline"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from lockgate.analysis.judge import SequentialJudge
@@ -13,6 +14,7 @@ from lockgate.core.traffic import Sample
 from lockgate.fleet.memory import MemoryFleet
 from lockgate.gateway.memory import MemoryGateway
 from lockgate.ledger.memory import MemoryLedger
+from lockgate.observe.docket import Docket
 from lockgate.observe.memory import MemorySamples
 from lockgate.registry.service import Registry
 from lockgate.release.act import Ports
@@ -44,8 +46,8 @@ class World:
 
     def new_engine(self, holder: str) -> Engine:
         tools = Tools(
-            ledger=self.ledger, leases=self.ledger, registry=self.registry, samples=self.samples,
-            judge=SequentialJudge(), clock=self.clock,
+            ledger=self.ledger, leases=self.ledger, registry=self.registry,
+            docket=Docket(self.samples, self.samples, SequentialJudge()), clock=self.clock,
         )  # fmt: skip
         ports = Ports(fleet=self.fleet, gateway=self.gateway)
         engine = Engine(tools, ports, holder=holder)
@@ -63,7 +65,7 @@ class World:
     def d(number: int) -> str:
         return digest_of(f"version {number}".encode())
 
-    def open(self, number: int, **settings: object) -> str:
+    def open(self, number: int, *, supersede: bool = False, **settings: object) -> str:
         spec: dict[str, object] = {
             "model": MODEL, "version": f"v{number}",
             "strategy": {"canary": [10, 50, 100], "bake": "60s", "min_requests": 30,
@@ -73,7 +75,7 @@ class World:
             "keep_previous": "300s",
         }  # fmt: skip
         spec.update(settings)
-        opened = self.commands.open(check_spec(spec), actor="ann")
+        opened = self.commands.open(check_spec(spec), actor="ann", supersede=supersede)
         assert opened.release is not None
         return opened.release
 
@@ -102,7 +104,8 @@ class World:
         view = self.gateway.view().routes.get(ROUTE)
         if view is None:
             return
-        rows = []
+        rows: list[Sample] = []
+        mirrored = next(iter(view.mirror), None)
         for i in range(rate):
             at = self.clock.now() + i / rate
             version = _pick(view.weights, digest_of(f"{at:.3f}".encode()))
@@ -112,8 +115,11 @@ class World:
                 at=at, route=ROUTE, version=version, propensity=view.weights[version] / 10_000,
                 revision=view.revision, first_body_s=0.05, tokens=9,
                 duration_s=(0.1 + 0.1 * noise) * (3 if how == "slow" else 1),
-                status=500 if how == "errors" and i % 2 else 200,
+                status=500 if how == "errors" and i % 2 else 200, request_id=f"{at:.3f}",
             ))  # fmt: skip
+            if mirrored:
+                copy = {"version": mirrored, "propensity": 1.0, "mirrored": True}
+                rows.append(replace(rows[-1], **copy))
         self.samples.record(rows)
 
     def ticks(self, count: int, every: float = 1.0) -> None:

@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 import uvicorn
 
+from lockgate.analysis.judge import SequentialJudge
 from lockgate.core.clock import ManualClock
 from lockgate.core.digests import digest_of
 from lockgate.fleet.memory import MemoryFleet
 from lockgate.gateway.memory import MemoryGateway
 from lockgate.ledger.sqlite import SqliteLedger
+from lockgate.observe.docket import Docket
 from lockgate.observe.memory import MemorySamples
 from lockgate.registry import manifest as manifests
 from lockgate.registry.service import Registry
@@ -51,12 +53,13 @@ class Door:
         clock, ledger = ManualClock(), SqliteLedger(folder / "ledger.db")
         self.registry = Registry(ledger, PackStore(LocalBlobs(folder / "store")), clock)
         fleet, gateway, samples = MemoryFleet(clock.now), MemoryGateway(), MemorySamples()
-        tools = Tools(ledger=ledger, leases=ledger, registry=self.registry, samples=samples,
-                      judge=None, clock=clock)  # type: ignore[arg-type] # fmt: skip
+        docket = Docket(samples, samples, SequentialJudge())
+        tools = Tools(ledger=ledger, leases=ledger, registry=self.registry, docket=docket,
+                      clock=clock)  # fmt: skip
         engine = Engine(tools, Ports(fleet=fleet, gateway=gateway), holder="one")
         control = SimpleNamespace(
             home=folder, token=TOKEN, clock=clock, ledger=ledger, samples=samples, fleet=fleet,
-            registry=self.registry, gateway=gateway, engine=engine,
+            registry=self.registry, gateway=gateway, engine=engine, docket=docket,
             commands=Commands(ledger, self.registry, engine.book, clock),
         )  # fmt: skip
         self.ledger = ledger

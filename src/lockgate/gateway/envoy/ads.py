@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ import grpc
 
 from lockgate.core.errors import PermanentError, TemporaryError
 from lockgate.core.traffic import Sample
-from lockgate.gateway.envoy.samples import ROW, samples
+from lockgate.gateway.envoy.samples import samples
 from lockgate.gateway.envoy.schema import Schema
 from lockgate.gateway.envoy.values import (
     CLUSTER,
@@ -89,7 +89,7 @@ class AdsTransport:
             cds=from_ads,
             rds=from_ads,
             eds=lambda _name: from_ads,
-            access_log=_access_log(),
+            access_log=_access_log,
             bootstrap={
                 "dynamic_resources": {
                     "ads_config": {
@@ -319,7 +319,7 @@ def _service() -> Json:
     return {"envoy_grpc": {"cluster_name": _CONTROL, "retry_policy": {"retry_back_off": back_off}}}
 
 
-def _access_log() -> Json:
+def _access_log(row: Mapping[str, str]) -> Json:
     return {
         "name": "envoy.access_loggers.http_grpc",
         "typed_config": {
@@ -330,7 +330,7 @@ def _access_log() -> Json:
                 "transport_api_version": "V3",
                 "grpc_service": {"envoy_grpc": {"cluster_name": _CONTROL}},
                 "buffer_flush_interval": "0.1s",
-                "custom_tags": [{"tag": tag, "value": text} for tag, text in ROW.items()],
+                "custom_tags": [{"tag": tag, "value": text} for tag, text in row.items()],
             },
         },
     }

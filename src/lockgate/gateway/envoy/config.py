@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from lockgate.core.traffic import Endpoint
 from lockgate.gateway.envoy.routing import route_table
+from lockgate.gateway.envoy.samples import MIRROR_ROW, ROW
 from lockgate.gateway.envoy.values import (
     CLUSTER,
     ENDPOINT,
     EXT,
+    MIRROR,
+    MIRROR_POOL,
     MODEL,
     ROUTE,
     TABLE,
     USAGE,
     EnvoyOptions,
     Json,
+    Sockets,
     Sources,
     State,
     pool_key,
@@ -122,26 +126,70 @@ def assignment(name: str, endpoints: tuple[Endpoint, ...]) -> Json:
 
 
 def bootstrap(
-    *, host: str, port: int, admin_socket: str, options: EnvoyOptions, sources: Sources
+    *, host: str, port: int, sockets: Sockets, options: EnvoyOptions, sources: Sources
 ) -> Json:
-    """Returns Envoy's start configuration: one listener that no release ever touches."""
+    """Returns Envoy's start configuration: two listeners that no release ever touches.
+
+    One is for callers; the other takes the copies of requests, so that they are rows as well.
+    """
     static = sources.bootstrap.get("static_resources", {})
+    clusters = [*static.get("clusters", ()), _mirror_cluster(sockets.mirror)]
+    listeners = [
+        listener(_address(host, port), options, sources),
+        mirror_listener(sockets.mirror, options, sources),
+    ]
     return {
         "node": {"id": "lockgate", "cluster": "lockgate"},
-        "admin": {"address": {"pipe": {"path": admin_socket, "mode": 0o600}}},
+        "admin": {"address": {"pipe": {"path": sockets.admin, "mode": 0o600}}},
         **{key: value for key, value in sources.bootstrap.items() if key != "static_resources"},
-        "static_resources": {**static, "listeners": [listener(host, port, options, sources)]},
+        "static_resources": {**static, "clusters": clusters, "listeners": listeners},
     }
 
 
-def listener(host: str, port: int, options: EnvoyOptions, sources: Sources) -> Json:
+def _mirror_cluster(socket: str) -> Json:
+    endpoint = {"address": {"pipe": {"path": socket}}}
+    hosts = [{"lb_endpoints": [{"endpoint": endpoint}]}]
+    return {
+        "name": MIRROR,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": MIRROR, "endpoints": hosts},
+    }
+
+
+def mirror_listener(socket: str, options: EnvoyOptions, sources: Sources) -> Json:
+    """Returns the listener for copies: the header that the mirror policy sets names the pool."""
+    onward = {"cluster_header": MIRROR_POOL, "timeout": "0s"}
+    row = {"match": {"prefix": "/"}, "route": onward}
+    manager = {
+        "@type": EXT + "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "mirror",
+        "route_config": {
+            "name": MIRROR,
+            "virtual_hosts": [{"name": MIRROR, "domains": ["*"], "routes": [row]}],
+        },
+        "http_filters": _filters(options),
+        "access_log": [sources.access_log(MIRROR_ROW)],
+        "stream_idle_timeout": seconds(options.stream_idle_s),
+        "generate_request_id": False,  # the copy is found by the number of the request
+    }
+    chain = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+    return {
+        "name": "mirror",
+        "address": {"pipe": {"path": socket, "mode": 0o600}},
+        "per_connection_buffer_limit_bytes": options.max_body_bytes,
+        "filter_chains": [{"filters": [chain]}],
+    }
+
+
+def listener(address: Json, options: EnvoyOptions, sources: Sources) -> Json:
     """Returns the listener for callers."""
     manager = {
         "@type": EXT + "filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "callers",
         "rds": {"route_config_name": TABLE, "config_source": sources.rds},
         "http_filters": _filters(options),
-        "access_log": [sources.access_log],
+        "access_log": [sources.access_log(ROW)],
         "local_reply_config": _own_replies(),
         "stream_idle_timeout": seconds(options.stream_idle_s),
         "normalize_path": True,
@@ -154,7 +202,7 @@ def listener(host: str, port: int, options: EnvoyOptions, sources: Sources) -> J
     chain = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
     return {
         "name": "callers",
-        "address": _address(host, port),
+        "address": address,
         # With it two proxies could share a port in silence.
         "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": options.max_body_bytes,

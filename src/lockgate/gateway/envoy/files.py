@@ -18,7 +18,7 @@ from typing import Any
 from lockgate.core.errors import PermanentError, TemporaryError
 from lockgate.core.traffic import Sample
 from lockgate.gateway.envoy.process import Admin
-from lockgate.gateway.envoy.samples import ROW, Tail, samples
+from lockgate.gateway.envoy.samples import Tail, samples
 from lockgate.gateway.envoy.values import (
     CLUSTER,
     ENDPOINT,
@@ -73,15 +73,7 @@ class FilesTransport:
             cds=self._source("clusters"),
             rds=self._source("routes"),
             eds=lambda name: self._source(pool_key(name)),
-            access_log={
-                "name": "envoy.access_loggers.file",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3."
-                    "FileAccessLog",
-                    "path": str(self._directory / "access.jsonl"),
-                    "log_format": {"json_format": dict(ROW)},
-                },
-            },
+            access_log=self._access_log,
             bootstrap={"dynamic_resources": {"cds_config": self._source("clusters")}},
         )
 
@@ -140,6 +132,17 @@ class FilesTransport:
         if self._reader is not None:
             self._reader.join(5.0)
             self._reader = None
+
+    def _access_log(self, row: Mapping[str, str]) -> Json:
+        return {
+            "name": "envoy.access_loggers.file",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3."
+                "FileAccessLog",
+                "path": str(self._directory / "access.jsonl"),
+                "log_format": {"json_format": dict(row)},
+            },
+        }
 
     def _source(self, name: str) -> Json:
         path = self._directory / f"{name}.json"

@@ -24,10 +24,10 @@ from lockgate.gateway.api import (
     GatewayView,
     PoolView,
     RouteSpec,
-    RouteView,
     SampleSink,
     check_removal,
     check_route,
+    route_view,
 )
 from lockgate.gateway.envoy.ads import AdsTransport
 from lockgate.gateway.envoy.config import bootstrap, resources
@@ -36,6 +36,7 @@ from lockgate.gateway.envoy.process import Admin, Proxy, check_port, check_socke
 from lockgate.gateway.envoy.schema import Schema, find_binary
 from lockgate.gateway.envoy.values import (
     EnvoyOptions,
+    Sockets,
     State,
     Transport,
     pool_key,
@@ -81,6 +82,7 @@ class EnvoyGateway:
         run_dir.chmod(0o700)
         admin_socket = check_socket(run_dir / "admin.sock")
         control_socket = check_socket(run_dir / "control.sock")
+        mirror_socket = check_socket(run_dir / "mirror.sock")
         self._state_dir = state_dir
         self._owner = own(state_dir / "control.lock")
         binary = binary or find_binary()
@@ -105,7 +107,7 @@ class EnvoyGateway:
                 raise
         self._transport = self._make_transport(mode, control_socket, schema)
         try:
-            self._begin(schema, admin_socket)
+            self._begin(schema, Sockets(admin=str(admin_socket), mirror=str(mirror_socket)))
         except BaseException:
             if not self._adopted:
                 self._proxy.stop()  # nobody else would
@@ -174,8 +176,7 @@ class EnvoyGateway:
         return GatewayView(
             address=self.address,
             routes={
-                name: RouteView(weights=dict(spec.weights), revision=revision)
-                for name, (spec, revision) in state.routes.items()
+                name: route_view(spec, revision) for name, (spec, revision) in state.routes.items()
             },
             pools={
                 key: PoolView(
@@ -209,12 +210,12 @@ class EnvoyGateway:
             reason=self._proxy.log_tail,
         )
 
-    def _begin(self, schema: Schema, admin_socket: Path) -> None:
+    def _begin(self, schema: Schema, sockets: Sockets) -> None:
         sources = self._transport.sources()
         start = bootstrap(
             host=self._host,
             port=self._port,
-            admin_socket=str(admin_socket),
+            sockets=sockets,
             options=self._options,
             sources=sources,
         )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lockgate.core import canonical
+from lockgate.core.traffic import WHOLE
 from lockgate.gateway.api import RouteSpec
 from lockgate.gateway.envoy.values import (
     EXT,
+    MIRROR,
+    MIRROR_POOL,
+    MIRROR_ROUTE,
     MODEL,
     ROUTE,
     TABLE,
+    UNIT,
     EnvoyOptions,
     Json,
     State,
@@ -47,13 +54,30 @@ def route_table(state: State, options: EnvoyOptions) -> Json:
 
 
 def _routes_of(spec: RouteSpec, revision: int, options: EnvoyOptions) -> list[Json]:
-    shared = {
+    rows = []
+    if spec.variant:
+        name, value, version = spec.variant
+        chosen = replace(spec, weights={version: WHOLE}, sticky_header=None, mirror={})
+        asks = {"name": name, "string_match": {"exact": value}}
+        for row in _rows(chosen, revision, options):
+            if "direct_response" not in row:
+                match = row["match"]
+                row["match"] = {**match, "headers": [*match.get("headers", ()), asks]}
+                rows.append(row)
+    return [*rows, *_rows(spec, revision, options)]
+
+
+def _rows(spec: RouteSpec, revision: int, options: EnvoyOptions) -> list[Json]:
+    shared: Json = {
         "name": f"{spec.name}#{revision}",
         "metadata": {
             "filter_metadata": {"lockgate": {"weights": canonical.dumps(dict(spec.weights))}}
         },
+        "request_headers_to_remove": [UNIT],
     }
-    action = _action(spec, options)
+    if spec.sticky_header:
+        shared["request_headers_to_add"] = [_header(UNIT, f"%REQ({spec.sticky_header})%")]
+    action = _action(spec, revision, options)
     header = {"name": "x-lockgate-model", "string_match": {"exact": spec.model}}
     body = {
         "filter": MODEL,
@@ -79,7 +103,7 @@ def _routes_of(spec: RouteSpec, revision: int, options: EnvoyOptions) -> list[Js
     return rows
 
 
-def _action(spec: RouteSpec, options: EnvoyOptions) -> Json:
+def _action(spec: RouteSpec, revision: int, options: EnvoyOptions) -> Json:
     # The baseline first: a growing candidate then takes its share from the end, moving nobody back.
     versions = sorted(spec.weights, key=lambda version: (version != spec.baseline, version))
     split: Json = {
@@ -108,10 +132,34 @@ def _action(spec: RouteSpec, options: EnvoyOptions) -> Json:
             ],
         },
     }
+    if spec.mirror:
+        action["request_mirror_policies"] = [
+            _copy(spec, revision, version, share) for version, share in sorted(spec.mirror.items())
+        ]
     if spec.sticky_header:
         split["use_hash_policy"] = True
         action["hash_policy"] = [{"header": {"header_name": spec.sticky_header}}]
     return action
+
+
+def _copy(spec: RouteSpec, revision: int, version: str, share: int) -> Json:
+    """Copies of `share` of 10,000 requests to `version`, by way of the proxy's own listener."""
+    about = (
+        (MIRROR_POOL, pool_name(spec.name, version)),
+        (MIRROR_ROUTE, f"{spec.name}#{revision}"),
+    )
+    return {
+        "cluster": MIRROR,
+        "runtime_fraction": {"default_value": {"numerator": share, "denominator": "TEN_THOUSAND"}},
+        "request_headers_mutations": [{"append": _header(*pair)} for pair in about],
+    }
+
+
+def _header(name: str, value: str) -> Json:
+    return {
+        "header": {"key": name, "value": value},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
 
 
 def _refusal(match: Json, sentence: str) -> Json:

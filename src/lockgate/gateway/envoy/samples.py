@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from xxhash import xxh64_intdigest
+
 from lockgate.core.traffic import WHOLE, Sample
-from lockgate.gateway.envoy.values import USAGE, split_pool
+from lockgate.gateway.envoy.values import MIRROR_ROUTE, UNIT, USAGE, split_pool
 
 ROW = {
     "at": "%START_TIME(%s.%6f)%",
@@ -26,8 +28,12 @@ ROW = {
     "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
     "request_id": "%REQ(X-REQUEST-ID)%",
     "tokens": f"%DYNAMIC_METADATA({USAGE}:completion_tokens)%",
+    "unit": f"%REQ({UNIT})%",
 }
 """Access-log row: field → Envoy's format. The same text in both logs, so one reader."""
+
+MIRROR_ROW = {**ROW, "route": f"%REQ({MIRROR_ROUTE})%", "mirrored": "yes"}
+"""The row of a copy; what it is about stands in headers that only the mirror policy can set."""
 
 FAILURES = frozenset(
     {
@@ -68,7 +74,8 @@ def sample(row: Mapping[str, object]) -> Sample | None:
     name, _, revision = fields.get("route", "").rpartition("#")
     if not version or name != route or not revision.isdigit():
         return None
-    share = propensity(fields.get("weights", ""), version)
+    mirrored = "mirrored" in fields
+    share = 1.0 if mirrored else propensity(fields.get("weights", ""), version)
     if share <= 0.0:
         return None
     flags = set(fields.get("flags", "").split(","))
@@ -89,6 +96,8 @@ def sample(row: Mapping[str, object]) -> Sample | None:
         flags=",".join(failures),
         path=fields.get("path", "").partition("?")[0],
         request_id=fields.get("request_id", ""),
+        unit=xxh64_intdigest(fields["unit"].encode()) if "unit" in fields else None,
+        mirrored=mirrored,
     )
 
 

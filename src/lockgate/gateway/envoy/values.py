@@ -23,6 +23,11 @@ ORDER = (CLUSTER, ENDPOINT, ROUTE)
 """Make before break: a cluster and its endpoints are there before a route names them."""
 
 TABLE = "lockgate"
+MIRROR = "lockgate-mirror"
+"""The cluster that leads back into the proxy, by which copies of requests become rows too."""
+MIRROR_POOL = "x-lockgate-mirror-pool"
+MIRROR_ROUTE = "x-lockgate-mirror-route"
+UNIT = "x-lockgate-unit"
 USAGE = "lockgate.usage"
 MODEL = "lockgate.model"
 
@@ -68,14 +73,23 @@ class Sources:
     """Where Envoy gets its resources and sends its rows; each transport has its own.
 
     `cds` and `rds` are ConfigSource messages, `eds` gives one for a cluster's name, `access_log`
-    is an AccessLog, `bootstrap` what the transport adds to the start configuration.
+    an AccessLog for the fields of a row; `bootstrap` is what the transport adds to the start
+    configuration.
     """
 
     cds: Json
     rds: Json
     eds: Callable[[str], Json]
-    access_log: Json
+    access_log: Callable[[Mapping[str, str]], Json]
     bootstrap: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sockets:
+    """The paths of the proxy's own sockets: for its administration, and for copies of requests."""
+
+    admin: str
+    mirror: str
 
 
 def pool_name(route: str, version: str) -> str:
@@ -110,6 +124,8 @@ def state_to_json(state: State) -> Json:
                 "weights": dict(spec.weights),
                 "baseline": spec.baseline,
                 "sticky_header": spec.sticky_header,
+                "variant": list(spec.variant),
+                "mirror": dict(spec.mirror),
                 "revision": revision,
             }
             for _, (spec, revision) in sorted(state.routes.items())
@@ -126,6 +142,7 @@ def state_from_json(value: Json) -> State:
     routes = {}
     for row in value["routes"]:
         spec = {key: item for key, item in row.items() if key != "revision"}
+        spec["variant"] = tuple(spec.get("variant", ()))
         routes[row["name"]] = (RouteSpec(**spec), row["revision"])
     pools = {
         (row["route"], row["version"]): tuple(

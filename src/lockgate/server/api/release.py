@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
+from lockgate.analysis.checks import Look
 from lockgate.core.errors import NotFoundError, UsageError
 from lockgate.ledger.api import Recorded
 from lockgate.release.planner import default_spec
 from lockgate.release.spec import ReleaseSpec, check_spec, parse_spec
 from lockgate.release.state import Release
-from lockgate.server.api.views import plan_view, release_summary, release_view, short_names
+from lockgate.server.api.views import (
+    plan_view,
+    release_summary,
+    release_view,
+    replay_view,
+    short_names,
+)
 from lockgate.server.wiring import Control
 
 Caller = Callable[..., str]
@@ -34,6 +42,7 @@ class Asked(_Body):
     replicas: int | None = Field(default=None, ge=1, le=1000)
     runtime: dict[str, Any] | None = None
     plan: str | None = None
+    supersede: bool = False
     reason: str = Field(default="", max_length=4000)
 
 
@@ -41,6 +50,25 @@ class Why(_Body):
     """A person's reason."""
 
     reason: str = Field(min_length=1, max_length=4000)
+
+
+class Replay(_Body):
+    """The spec whose checks shall judge (YAML); None: the release's own."""
+
+    yaml: str | None = None
+
+
+class Block(Why):
+    """What shall not go forward, and for how many seconds (None: until unblocked)."""
+
+    target: str = "local"
+    seconds: float | None = Field(default=None, gt=0, le=366 * 86_400)
+
+
+class Unblock(Why):
+    """What may go forward again."""
+
+    target: str = "local"
 
 
 class Back(Why):
@@ -87,8 +115,9 @@ def _opening(api: APIRouter, control: Control, caller: Caller) -> None:
     def release(body: Asked, who: str = actor) -> dict[str, Any]:
         """Opens a release; `release` is null when the version serves already."""
         opened = control.commands.open(
-            read_spec(body), actor=who, reason=body.reason, plan_digest=body.plan
-        )
+            read_spec(body), actor=who, reason=body.reason, plan_digest=body.plan,
+            supersede=body.supersede,
+        )  # fmt: skip
         return {"release": opened.release, "plan": plan_view(opened.plan)}
 
     @api.post("/models/{owner}/{name}/rollback")
@@ -98,6 +127,23 @@ def _opening(api: APIRouter, control: Control, caller: Caller) -> None:
             f"{owner}/{name}", body.target, actor=who, reason=body.reason, to=body.version
         )
         return {"release": found}
+
+    @api.post("/models/{owner}/{name}/block")
+    def block(owner: str, name: str, body: Block, who: str = actor) -> dict[str, str]:
+        """Lets no release of the model go forward; going back stays possible."""
+        until = None if body.seconds is None else control.clock.now() + body.seconds
+        found = control.commands.block(
+            f"{owner}/{name}", body.target, actor=who, reason=body.reason, until=until
+        )
+        return {"route": found}
+
+    @api.post("/models/{owner}/{name}/unblock")
+    def unblock(owner: str, name: str, body: Unblock, who: str = actor) -> dict[str, str]:
+        """Ends a block."""
+        found = control.commands.unblock(
+            f"{owner}/{name}", body.target, actor=who, reason=body.reason
+        )
+        return {"route": found}
 
 
 def _reading(api: APIRouter, control: Control) -> None:
@@ -121,6 +167,22 @@ def _reading(api: APIRouter, control: Control) -> None:
             trouble=control.engine.trouble.get(found.route),
         )
 
+    @api.post("/releases/{release}/replay")
+    def replay(release: str, body: Replay) -> dict[str, Any]:
+        """Judges the samples of a release anew, under another spec's checks, or its own."""
+        found = _find(control, release)
+        rules = None
+        if body.yaml is not None:
+            spec = parse_spec(body.yaml)
+            rules = replace(
+                found.plan.rules,
+                checks=tuple(check.check() for check in spec.checks),
+                alpha=spec.alpha, beta=spec.beta, bucket_s=spec.bucket, adjust=spec.adjust,
+            )  # fmt: skip
+        look = Look(now=found.opened_at, need="safe")
+        told = control.docket.replay(control.engine.brief(found, rules), look, until=found.ended_at)
+        return replay_view(found.opened_at, list(told))
+
 
 def _timeline(control: Control, release: str) -> tuple[Recorded, ...]:
     return control.ledger.read(stream=f"release/{release}", limit=10_000)
@@ -139,7 +201,7 @@ def _verbs(api: APIRouter, control: Control, caller: Caller) -> None:
 
     @api.post("/releases/{release}/approve")
     def approve(release: str, body: Why, who: str = actor) -> dict[str, str]:
-        """Allows the release to enter the step it waits for."""
+        """Gives the caller's word for the next step that needs one."""
         return {"release": commands.approve(release, actor=who, reason=body.reason)}
 
     @api.post("/releases/{release}/hold")

@@ -11,6 +11,7 @@ from lockgate.core.codec import to_json
 from lockgate.core.digests import short
 from lockgate.core.events import kind_of
 from lockgate.core.traffic import WHOLE
+from lockgate.core.verdict import Verdict
 from lockgate.fleet.api import Replica
 from lockgate.gateway.api import GatewayView, RouteView
 from lockgate.ledger.api import Recorded
@@ -191,6 +192,22 @@ def _replicas(version: str, plan: Plan, replicas: Sequence[Replica]) -> Json:
     }
 
 
+def replay_view(opened_at: float, told: Sequence[tuple[int, Verdict]]) -> Json:
+    """Returns where a judgement changed its mind, and how it ended."""
+    turns = [
+        {"requests": count, "after_s": verdict.at - opened_at, "outcome": verdict.outcome,
+         "reason": verdict.reason}
+        for index, (count, verdict) in enumerate(told)
+        if index == 0 or verdict.outcome != told[index - 1][1].outcome
+    ]  # fmt: skip
+    last = told[-1] if told else None
+    return {
+        "requests": last[0] if last else 0,
+        "turns": turns,
+        "verdict": to_json(last[1]) if last else None,
+    }
+
+
 def route_view(route: Route, gateway: GatewayView, trouble: Mapping[str, str]) -> Json:
     """Returns a route: what serves, what is under way, what could come back at once."""
     known = gateway.routes.get(route.name)
@@ -207,5 +224,7 @@ def route_view(route: Route, gateway: GatewayView, trouble: Mapping[str, str]) -
         "release": release_summary(route.active) if route.active else None,
         "split": dict(known.weights) if known else {},
         "revision": known.revision if known else 0,
+        "waiting": release_summary(route.waiting) if route.waiting else None,
+        "blocked": to_json(route.block),
         "trouble": trouble.get(route.name),
     }
