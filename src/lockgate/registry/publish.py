@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-import numpy as np
-
 from lockgate.core.digests import Digest, digest_of
 from lockgate.core.errors import IntegrityError, LockgateError, PortError, UsageError
 from lockgate.registry.bases import Bases, Shapes, folder_shapes
@@ -32,6 +30,7 @@ from lockgate.store.api import (
     Report,
     Source,
 )
+from lockgate.store.held import Rooms
 from lockgate.store.split import Cut, FilePlan, Run, check_unchanged, cuts
 
 _BATCH_BYTES = 16 * 1024 * 1024
@@ -156,6 +155,7 @@ class Sender:
         self._report = report
         self._lock = threading.Lock()
         self._local = threading.local()
+        self._rooms = Rooms()
         self._batch: dict[Digest, Object] = {}
         self._batch_bytes = 0
         absent = objects.missing(bases.known)
@@ -171,7 +171,7 @@ class Sender:
         """Reads, hashes and stores one piece."""
         buffer: memoryview | None = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < cut.size:
-            buffer = self._local.buffer = np.empty(max(cut.size, PIECE_BYTES), np.uint8).data
+            buffer = self._local.buffer = self._rooms.lend(max(cut.size, PIECE_BYTES))
         view = buffer[: cut.size]
         if os.preadv(file.fileno(), [view], cut.begin) != cut.size:
             raise UsageError("a file became shorter while it was published")

@@ -1,13 +1,22 @@
-"""Decoded bases that are kept at hand: the last ones that were used, up to a number of bytes."""
+"""What is kept at hand: decoded bases, the last ones that were used, and memory for pieces."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lockgate.core.digests import Digest
-from lockgate.store.codec.dtypes import Buffer
+from lockgate.store.codec.dtypes import PIECE_BYTES, Buffer
+
+_LEAST = PIECE_BYTES // 8
+_ROOMS = 8
+Block = NDArray[np.uint8]
 
 
 class Held:
@@ -47,3 +56,32 @@ class Held:
         with self._lock:
             self._found.clear()
             self._bytes = 0
+
+
+class Rooms:
+    """Memory for pieces, lent again once nobody looks at it any more; safe for threads.
+
+    Fresh pages cost as much as decoding into them. Keeps up to 32 MiB.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[Block] = deque(maxlen=_ROOMS)
+        self._lent: dict[int, weakref.ref[Block]] = {}
+
+    def lend(self, size: int) -> memoryview:
+        """Returns `size` bytes, not zeroed; they are the caller's until the last view is gone."""
+        if not size:
+            return memoryview(bytearray())
+        if not _LEAST <= size <= PIECE_BYTES:
+            return np.empty(size, np.uint8).data
+        try:
+            block = self._free.pop()
+        except IndexError:
+            block = np.empty(PIECE_BYTES, np.uint8)
+        room = block[:size]
+        self._lent[id(block)] = weakref.ref(room, partial(self._take_back, block))
+        return room.data
+
+    def _take_back(self, block: Block, _: weakref.ref[Block]) -> None:
+        del self._lent[id(block)]
+        self._free.append(block)

@@ -28,7 +28,7 @@ from lockgate.store.pack import FOLDER, Entries, Packed, read_index
 from lockgate.store.writing import Writer, pack_name
 
 FORMAT = b"lockgate/store@2\n"
-HELD_BYTES = 64 * 1024 * 1024
+HELD_BYTES = 32 * 1024 * 1024
 _REFRESH_S = 0.5
 _DAMAGED = "damaged/"
 CONDEMNED = "condemned"
@@ -37,7 +37,7 @@ CONDEMNED = "condemned"
 class PackStore:
     """`Objects` on `blobs`; safe for threads, and for many processes on one backend.
 
-    Holds up to one pack of frames (64 MiB), as much of decoded bases, and the index in memory.
+    Holds up to one pack of frames (64 MiB), half as much of decoded bases, and the index.
     `near`, when set, returns an object's bytes from where they lie decoded on this machine, or
     None; they are checked like any others. Without `writes` nothing is changed, notes on damage
     included; a place that is no store raises NotFoundError then.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from lockgate.core.digests import Digest, digest_of, short
 from lockgate.core.errors import IntegrityError
 from lockgate.store.codec import drift, lowrank, recipes
@@ -19,6 +17,7 @@ from lockgate.store.codec.frame import (
     ZSTD,
     Fetch,
     Frame,
+    same,
     source_of,
 )
 from lockgate.store.codec.kernel import Kernel
@@ -42,6 +41,24 @@ def decode(frame: Frame, fetch: Fetch, kernel: Kernel) -> Buffer:
     return data
 
 
+def holds(frame: Frame, data: Buffer, fetch: Fetch, kernel: Kernel) -> bool:
+    """Says whether `decode` would return `data`; raises what it raises.
+
+    What the kernel decodes it compares while it is in the cache.
+    """
+    if len(data) != frame.size or frame.codec not in (PLANES, DELTA):
+        return same(decode(frame, fetch, kernel), data)
+    try:
+        if frame.codec == PLANES:
+            kind = _kind(frame.payload)
+            _check_size(frame.size, kind)
+            return kernel.planes_holds(frame.payload, data, kind)
+        body, source, kind = _predicted(frame, source_of(frame, fetch), fetch, kernel)
+        return kernel.delta_holds(body, source, data, kind)
+    except ValueError as error:
+        raise IntegrityError(f"a stored frame can't be decoded: {error}") from error
+
+
 def decode_checked(digest: Digest, frame: Frame, fetch: Fetch, kernel: Kernel) -> Buffer:
     """Returns the bytes of `frame`, which have that digest; raises IntegrityError otherwise."""
     data = decode(frame, fetch, kernel)
@@ -60,7 +77,8 @@ def _decode(frame: Frame, fetch: Fetch, kernel: Kernel) -> Buffer:
         return _zstd(frame)
     if frame.codec == PLANES:
         kind = _kind(frame.payload)
-        out = _room(frame.size, kind)
+        _check_size(frame.size, kind)
+        out = kernel.rooms.lend(frame.size)
         kernel.planes_decode(frame.payload, out, kind)
         return out
     source = source_of(frame, fetch)
@@ -77,11 +95,9 @@ def _quantized(frame: Frame, source: Buffer) -> bytes:
     return recipes.quantize(bytes(source), frame.payload)
 
 
-def _room(size: int, kind: int) -> memoryview:
-    """Returns memory for a result; not zeroed, for every byte of it is written."""
+def _check_size(size: int, kind: int) -> None:
     if kind not in WIDTHS or size % WIDTHS[kind] or size > MAX_SOURCE:
         raise ValueError(f"{size} bytes are no whole elements of kind {kind}")
-    return np.empty(size, np.uint8).data if size else memoryview(bytearray())
 
 
 def _kind(payload: Buffer) -> int:
@@ -105,7 +121,19 @@ def _zstd(frame: Frame) -> bytes:
 
 
 def _delta(frame: Frame, source: Buffer, fetch: Fetch, kernel: Kernel) -> Buffer:
-    """The payload: predictor u8, length u32 and bytes of its parameters, the differences."""
+    body, prediction, kind = _predicted(frame, source, fetch, kernel)
+    out = kernel.rooms.lend(frame.size)
+    kernel.delta_decode(body, prediction, out, kind)
+    return out
+
+
+def _predicted(
+    frame: Frame, source: Buffer, fetch: Fetch, kernel: Kernel
+) -> tuple[memoryview, Buffer, int]:
+    """Returns the differences, what they are taken from, and the kind of its elements.
+
+    The payload: predictor u8, length u32 and bytes of its parameters, the differences.
+    """
     payload = memoryview(frame.payload)
     if len(payload) < 6:
         raise ValueError("it is cut")
@@ -114,7 +142,7 @@ def _delta(frame: Frame, source: Buffer, fetch: Fetch, kernel: Kernel) -> Buffer
         raise ValueError("it is cut")
     parameters, body = payload[5 : 5 + length], payload[5 + length :]
     kind = _kind(body)
-    out = _room(frame.size, kind)
+    _check_size(frame.size, kind)
     if len(source) != frame.size:
         raise ValueError(f"its source has {len(source)} bytes")
     if predictor == DRIFT:
@@ -125,5 +153,4 @@ def _delta(frame: Frame, source: Buffer, fetch: Fetch, kernel: Kernel) -> Buffer
         source = lowrank.predict(source, kind, parameters, fetch(frame.deps[-1]), kernel)
     elif predictor != PLAIN:
         raise ValueError(f"there is no predictor {predictor}")
-    kernel.delta_decode(body, source, out, kind)
-    return out
+    return body, source, kind

@@ -12,7 +12,7 @@ import numpy as np
 from lockgate.core.digests import Digest, digest_of
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.codec import drift, lowrank, recipes
-from lockgate.store.codec.decode import DRIFT, LOW_RANK, PLAIN, decode
+from lockgate.store.codec.decode import DRIFT, LOW_RANK, PLAIN, holds
 from lockgate.store.codec.dtypes import Buffer, Grid, Object, Source
 
 from lockgate.store.codec.frame import (  # isort: skip
@@ -92,7 +92,7 @@ class Encoder:
             return False
         try:
             check_limits(encoded.frame)
-            return same(decode(encoded.frame, fetch, self.kernel), given.data)
+            return holds(encoded.frame, given.data, fetch, self.kernel)
         except (IntegrityError, NotFoundError):
             return False
 

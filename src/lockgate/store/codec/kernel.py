@@ -13,6 +13,7 @@ import numpy as np
 
 from lockgate.core.errors import UsageError
 from lockgate.store.codec.dtypes import Buffer
+from lockgate.store.held import Rooms
 
 _KEPT = 32 * 1024 * 1024  # what a piece of 4 MiB wants, twice; more is given back at once
 LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
@@ -26,6 +27,7 @@ class Kernel:
 
     def __init__(self, module: ModuleType, level: int, name: str) -> None:
         self.name = name
+        self.rooms = Rooms()
         self._module: Any = module
         self._level = level
         self._lent = threading.local()
@@ -65,6 +67,16 @@ class Kernel:
     def planes_decode(self, payload: Buffer, out: bytearray | memoryview, kind: int) -> None:
         """Writes to `out` what `planes_encode` was given."""
         self._module.planes_decode(payload, out, kind, self._scratch(len(out)), self._level)
+
+    def delta_holds(self, payload: Buffer, base: Buffer, data: Buffer, kind: int) -> bool:
+        """Says whether `delta_decode` would write `data`; nothing is written."""
+        scratch = self._scratch(len(data))
+        return bool(self._module.delta_holds(payload, base, data, kind, scratch, self._level))
+
+    def planes_holds(self, payload: Buffer, data: Buffer, kind: int) -> bool:
+        """Says whether `planes_decode` would write `data`; nothing is written."""
+        scratch = self._scratch(len(data))
+        return bool(self._module.planes_holds(payload, data, kind, scratch, self._level))
 
 
 @cache

@@ -246,6 +246,15 @@ def _differences(tokens: Ints, extra: memoryview, kind: Kind) -> Ints:
     return np.where(tokens & 1 > 0, size, -size)
 
 
+def delta_holds(
+    payload: Buffer, base: Buffer, data: Buffer, kind: int, scratch: object, level: int
+) -> bool:
+    """Says whether `delta_decode` gives `data`; raises ValueError when `payload` is not sound."""
+    out = bytearray(len(data))
+    delta_decode(payload, base, out, kind, scratch, level)
+    return out == bytes(data)
+
+
 def planes_encode(data: Buffer, kind: int, scratch: object, level: int) -> bytes:
     """Returns `data`, elements of `kind`, as one coded plane for each byte of an element."""
     del scratch, level
@@ -273,6 +282,13 @@ def planes_decode(payload: Buffer, out: Room, kind: int, scratch: object, level:
     if what.rotates:
         values = values >> 1 | (values & 1) << (what.bits - 1)
     memoryview(out).cast("B")[:] = values.astype(f"<u{what.bits // 8}").tobytes()
+
+
+def planes_holds(payload: Buffer, data: Buffer, kind: int, scratch: object, level: int) -> bool:
+    """Says whether `planes_decode` gives `data`; raises ValueError when `payload` is not sound."""
+    out = bytearray(len(data))
+    planes_decode(payload, out, kind, scratch, level)
+    return out == bytes(data)
 
 
 def scratch_size(size: int) -> int:

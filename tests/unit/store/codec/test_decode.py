@@ -6,7 +6,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lockgate.core.digests import Digest, digest_of
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.codec import recipes
-from lockgate.store.codec.decode import DRIFT, LOW_RANK, PLAIN, decode, decode_checked
+from lockgate.store.codec.decode import DRIFT, LOW_RANK, PLAIN, decode, decode_checked, holds
 from lockgate.store.codec.dtypes import Grid
 from lockgate.store.codec.encode import Object
 from lockgate.store.codec.frame import (
@@ -320,8 +320,11 @@ def test_whatever_is_changed_it_is_refused_or_gives_the_stated_size(
     began = time.process_time()
     try:
         found = decode(changed, shelf.fetch, KERNEL)
+        assert holds(changed, found, shelf.fetch, KERNEL)
     except IntegrityError:
         found = b"\0" * changed.size
+        with suppress(IntegrityError):
+            assert not holds(changed, found, shelf.fetch, KERNEL)
     assert len(found) == changed.size
     assert time.process_time() - began < 2
 

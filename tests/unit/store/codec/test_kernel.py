@@ -93,7 +93,21 @@ def check(data: bytes, base: bytes, kind: int, group: int) -> bytes:
         out = bytearray(b"\x55" * len(data))
         one.planes_decode(planes, out, kind)
         assert out == data, one.name
+        check_comparing(one, delta, planes, data, base, kind)
     return delta + planes
+
+
+def check_comparing(
+    one: Kernel, delta: bytes, planes: bytes, data: bytes, base: bytes, kind: int
+) -> None:
+    """What holds is said to hold, and not when a bit at an end or between is another."""
+    assert one.delta_holds(delta, base, data, kind)
+    assert one.planes_holds(planes, data, kind)
+    for at in {0, len(data) // 2, len(data) - 1} if data else ():
+        other = bytearray(data)
+        other[at] ^= 1
+        assert not one.delta_holds(delta, base, other, kind), one.name
+        assert not one.planes_holds(planes, other, kind), one.name
 
 
 @pytest.mark.parametrize("kind", sorted(WIDTHS))

@@ -286,17 +286,17 @@ INLINE uint64_t large_in(const uint8_t *tokens, size_t left, uint32_t first)
     return found;
 }
 
-/* Writes down where bits are; four at a time, for how many there are is hard to foresee. `at` has room
- * for three more than there are. */
+/* Writes down where bits are; four at least, for how many there are is hard to foresee. `at` has room for
+ * four more than there are. */
 INLINE size_t places_of(uint64_t bits, size_t begin, uint16_t *at)
 {
-    size_t many = (size_t)__builtin_popcountll(bits);
-    for (size_t n = 0; n < many; n += 4) {
-        for (size_t i = n; i < n + 4; i++) {
-            at[i] = (uint16_t)(begin + (bits ? (size_t)__builtin_ctzll(bits) : 0));
+    size_t many = (size_t)__builtin_popcountll(bits), n = 0;
+    do {
+        for (size_t last = n + 4; n < last; n++) {
+            at[n] = (uint16_t)(begin + (size_t)__builtin_ctzll(bits | 1ull << 63));
             bits &= bits - 1;
         }
-    }
+    } while (n < many);
     return many;
 }
 
@@ -683,7 +683,7 @@ static int describe(const model *m, const uint8_t *data, const uint8_t *base, si
                     bit_writer *extra)
 {
     uint8_t tokens[TILE], contexts_of[TILE], sizes[TILE];
-    uint16_t at[TILE + 3];
+    uint16_t at[TILE + 4];
     uint32_t values[TILE];
     size_t width = lg_width(m->kind);
     for (size_t begin = 0; begin < count; begin += TILE) {
@@ -748,11 +748,12 @@ static int take_model(lg_input *in, model *m, size_t count, lg_arena *arena, int
     return lg_array_decode(in, m->classes, m->groups, *arena, level);
 }
 
+/* Writes to `data`, or, where that is NULL, compares with `known`, tile by tile. */
 static int decode_tiles(const model *m, lg_rans *block, bit_reader *extra, const uint8_t *base,
-                        uint8_t *data, size_t count, int level)
+                        uint8_t *data, const uint8_t *known, size_t count, int level)
 {
-    uint8_t tokens[TILE], contexts_of[TILE];
-    uint16_t slots[TILE], at[TILE + 3];
+    uint8_t tokens[TILE], contexts_of[TILE], tile[4 * TILE];
+    uint16_t slots[TILE], at[TILE + 4];
     uint32_t first = first_of(m->kind);
     size_t width = lg_width(m->kind), many;
     lg_segment segment = {{0}, NULL, NULL, 0};
@@ -764,16 +765,18 @@ static int decode_tiles(const model *m, lg_rans *block, bit_reader *extra, const
         }
         if (lg_rans_next(block, &segment, m->contexts > 1 ? slots : NULL, tokens, end - begin, level))
             return LG_CORRUPT;
-        m->run->combine(base, tokens, begin, end, data);
+        const uint8_t *b = base + begin * width;
+        uint8_t *to = data ? data + begin * width : tile;
+        m->run->combine(b, tokens, 0, end - begin, to);
         many = m->run->find_large(tokens, end - begin, first, at);
-        if (m->run->take_large(base + begin * width, tokens, at, many, data + begin * width, extra))
-            return LG_CORRUPT;
+        if (m->run->take_large(b, tokens, at, many, to, extra)) return LG_CORRUPT;
+        if (!data && memcmp(tile, known + begin * width, (end - begin) * width)) return LG_DIFFERS;
     }
     return extra->end - extra->at < 8 ? LG_OK : LG_CORRUPT;
 }
 
-int lg_delta_decode(const uint8_t *payload, size_t size, const uint8_t *base, uint8_t *data, size_t count,
-                    int kind, lg_arena arena, int level)
+static int decode(const uint8_t *payload, size_t size, const uint8_t *base, uint8_t *data,
+                  const uint8_t *known, size_t count, int kind, lg_arena arena, int level)
 {
     lg_input in = {payload, payload + size};
     model m = {NULL, kind, 0, 0, 0, 0, 0, 1, NULL};
@@ -785,7 +788,19 @@ int lg_delta_decode(const uint8_t *payload, size_t size, const uint8_t *base, ui
     if (!status) status = lg_rans_open(&block, &in, count, m.contexts, &arena);
     if (!status) {
         bit_reader extra = {in.at, 0, (uint64_t)(in.end - in.at) * 8};
-        status = decode_tiles(&m, &block, &extra, base, data, count, level);
+        status = decode_tiles(&m, &block, &extra, base, data, known, count, level);
     }
     return status;
+}
+
+int lg_delta_decode(const uint8_t *payload, size_t size, const uint8_t *base, uint8_t *data, size_t count,
+                    int kind, lg_arena arena, int level)
+{
+    return decode(payload, size, base, data, NULL, count, kind, arena, level);
+}
+
+int lg_delta_compare(const uint8_t *payload, size_t size, const uint8_t *base, const uint8_t *data,
+                     size_t count, int kind, lg_arena arena, int level)
+{
+    return decode(payload, size, base, NULL, data, count, kind, arena, level);
 }

@@ -13,7 +13,7 @@
 #error "elements are read as they lie in memory, little-endian; elsewhere the NumPy twin does the work"
 #endif
 
-enum { LG_OK = 0, LG_CORRUPT = -1, LG_NOMEM = -2 };
+enum { LG_OK = 0, LG_DIFFERS = 1, LG_CORRUPT = -1, LG_NOMEM = -2 };
 
 /* How the bits of an element are ordered and where its exponent is. */
 enum {
@@ -113,11 +113,16 @@ int lg_delta_encode(lg_bytes *out, const uint8_t *data, const uint8_t *base, siz
                     uint32_t group, lg_arena arena, int level);
 int lg_delta_decode(const uint8_t *payload, size_t size, const uint8_t *base, uint8_t *data, size_t count,
                     int kind, lg_arena arena, int level);
+/* Says LG_OK when decoding would give `data`, LG_DIFFERS when not; while each tile is in the cache. */
+int lg_delta_compare(const uint8_t *payload, size_t size, const uint8_t *base, const uint8_t *data,
+                     size_t count, int kind, lg_arena arena, int level);
 
 /* planes.c: elements alone, byte plane by byte plane. */
 int lg_planes_encode(lg_bytes *out, const uint8_t *data, size_t count, int kind, lg_arena arena,
                      int level);
 int lg_planes_decode(const uint8_t *payload, size_t size, uint8_t *data, size_t count, int kind,
                      lg_arena arena, int level);
+int lg_planes_compare(const uint8_t *payload, size_t size, const uint8_t *data, size_t count, int kind,
+                      lg_arena arena, int level);
 
 #endif

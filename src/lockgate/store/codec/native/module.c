@@ -139,6 +139,56 @@ static PyObject *planes_decode(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *told(int status)
+{
+    return status == LG_OK || status == LG_DIFFERS ? PyBool_FromLong(status == LG_OK) : fail(status);
+}
+
+static PyObject *delta_holds(PyObject *self, PyObject *args)
+{
+    Py_buffer payload, base, data, scratch;
+    int kind, level, status = LG_OK, wrong;
+    Py_ssize_t count;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*iw*i", &payload, &base, &data, &kind, &scratch, &level)) return NULL;
+    wrong = whole(&data, kind, &count);
+    if (!wrong && base.len != data.len) {
+        PyErr_SetString(PyExc_ValueError, "the base has another size than the data");
+        wrong = 1;
+    }
+    if (!wrong) {
+        Py_BEGIN_ALLOW_THREADS
+        status = lg_delta_compare(payload.buf, (size_t)payload.len, base.buf, data.buf, (size_t)count, kind,
+                                  arena(&scratch), level);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&payload);
+    PyBuffer_Release(&base);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&scratch);
+    return wrong ? NULL : told(status);
+}
+
+static PyObject *planes_holds(PyObject *self, PyObject *args)
+{
+    Py_buffer payload, data, scratch;
+    int kind, level, status = LG_OK, wrong;
+    Py_ssize_t count;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*iw*i", &payload, &data, &kind, &scratch, &level)) return NULL;
+    wrong = whole(&data, kind, &count);
+    if (!wrong) {
+        Py_BEGIN_ALLOW_THREADS
+        status = lg_planes_compare(payload.buf, (size_t)payload.len, data.buf, (size_t)count, kind,
+                                   arena(&scratch), level);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&payload);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&scratch);
+    return wrong ? NULL : told(status);
+}
+
 static PyObject *best_level(PyObject *self, PyObject *none)
 {
     (void)self;
@@ -163,6 +213,10 @@ static PyMethodDef METHODS[] = {
      "planes_encode(data, kind, scratch, level) -> bytes"},
     {"planes_decode", planes_decode, METH_VARARGS,
      "planes_decode(payload, out, kind, scratch, level)"},
+    {"delta_holds", delta_holds, METH_VARARGS,
+     "delta_holds(payload, base, data, kind, scratch, level) -> whether decoding gives data"},
+    {"planes_holds", planes_holds, METH_VARARGS,
+     "planes_holds(payload, data, kind, scratch, level) -> whether decoding gives data"},
     {"scratch_size", scratch_size, METH_VARARGS, "scratch_size(bytes of elements) -> int"},
     {"best_level", best_level, METH_NOARGS, "best_level() -> int: 0 scalar, 1 AVX2, 2 AVX-512"},
     {NULL, NULL, 0, NULL},

@@ -112,25 +112,28 @@ int lg_planes_encode(lg_bytes *out, const uint8_t *data, size_t count, int kind,
     return status;
 }
 
-/* Decodes and joins LG_TILE elements at a time, while they are in the cache. */
-static int join_all(lg_array *arrays, uint8_t *data, size_t count, int kind, int level)
+/* Decodes and joins LG_TILE elements at a time, while they are in the cache; to `data`, or, where that is
+ * NULL, to be compared with `known`. */
+static int join_all(lg_array *arrays, uint8_t *data, const uint8_t *known, size_t count, int kind, int level)
 {
+    uint8_t tile[4 * LG_TILE];
     size_t width = lg_width(kind);
     for (size_t begin = 0; begin < count; begin += LG_TILE) {
         size_t some = count - begin < LG_TILE ? count - begin : LG_TILE;
-        uint8_t tiles[4][LG_TILE], *to = data + begin * width;
+        uint8_t tiles[4][LG_TILE], *to = data ? data + begin * width : tile;
         const uint8_t *planes[4];
         for (size_t p = 0; p < width; p++)
             if (lg_array_next(&arrays[p], tiles[p], some, &planes[p], level)) return LG_CORRUPT;
         if (width == 1) memcpy(to, planes[0], some);
         if (width == 2) join16(planes[0], planes[1], some, to, rotates(kind), level);
         if (width == 4) join32(planes, some, to, rotates(kind));
+        if (!data && memcmp(tile, known + begin * width, some * width)) return LG_DIFFERS;
     }
     return LG_OK;
 }
 
-int lg_planes_decode(const uint8_t *payload, size_t size, uint8_t *data, size_t count, int kind,
-                     lg_arena arena, int level)
+static int decode(const uint8_t *payload, size_t size, uint8_t *data, const uint8_t *known, size_t count,
+                  int kind, lg_arena arena, int level)
 {
     lg_input in = {payload, payload + size};
     size_t width = lg_width(kind);
@@ -141,5 +144,17 @@ int lg_planes_decode(const uint8_t *payload, size_t size, uint8_t *data, size_t 
     if (lg_take_u8(&in, &stated) || (int)stated != kind) return LG_CORRUPT;
     for (size_t p = 0; p < width && !status; p++) status = lg_array_open(&arrays[p], &in, count, &arena);
     if (!status && in.at != in.end) status = LG_CORRUPT;
-    return status ? status : join_all(arrays, data, count, kind, level);
+    return status ? status : join_all(arrays, data, known, count, kind, level);
+}
+
+int lg_planes_decode(const uint8_t *payload, size_t size, uint8_t *data, size_t count, int kind,
+                     lg_arena arena, int level)
+{
+    return decode(payload, size, data, NULL, count, kind, arena, level);
+}
+
+int lg_planes_compare(const uint8_t *payload, size_t size, const uint8_t *data, size_t count, int kind,
+                      lg_arena arena, int level)
+{
+    return decode(payload, size, NULL, data, count, kind, arena, level);
 }
