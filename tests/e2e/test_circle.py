@@ -119,7 +119,6 @@ def test_a_release_without_traffic_is_held_and_says_so(site: Site) -> None:
     assert "0 of 20 requests" in site.said
     site.run("release", "r.yaml", code=4)
     site.run("watch", "rel-2", "--ok-when", "held")
-    site.run("approve", "rel-2", "--reason", "x", code=4)
     with Callers(site.address, credit_callers(2), pause_s=0.01):
         held = site.json("watch", "rel-2", "--timeout", "1s", "--ok-when", "held")
         for _ in range(100):

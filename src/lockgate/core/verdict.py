@@ -45,8 +45,8 @@ class CheckResult:
 class Verdict:
     """The judgement of a candidate at one moment, over all its checks.
 
-    `ready_in_s`: when a `hold` will probably be known to be something else, in seconds from `at`,
-    at the rate of requests so far.
+    `requests`: of the candidate since the step began. `ready_in_s`: when a `hold` will probably be
+    known to be something else, in seconds from `at`, at the rate of requests so far.
     """
 
     outcome: Outcome
@@ -54,6 +54,7 @@ class Verdict:
     at: float
     checks: tuple[CheckResult, ...] = ()
     ready_in_s: float | None = None
+    requests: int = 0
 
     @property
     def blame(self) -> tuple[CheckResult, ...]:

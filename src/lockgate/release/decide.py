@@ -265,10 +265,13 @@ def _wait_for_evidence(
             return (_back(release, "deadline", late, verdict),)
         wait = ev.ReleaseHeld(release=release.id, step=release.step, because="person", reason=late)
         return (wait,)
-    if held is not None:
-        return ()
+    told = held is not None
+    if verdict is not None and verdict.requests >= max(step.min_requests, 1):
+        # Requests come, and the proof with them: it goes on baking.
+        resumed = ev.ReleaseResumed(release=release.id, step=release.step, reason=reason)
+        return (resumed,) if told else ()
     wait = ev.ReleaseHeld(release=release.id, step=release.step, because="evidence", reason=reason)
-    return (wait,)
+    return () if told else (wait,)
 
 
 def _pass(
