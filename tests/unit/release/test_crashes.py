@@ -121,7 +121,58 @@ def rolled_back_by_a_person(world: World) -> None:
     world.ticks(10)
 
 
+def moved_by(strategy: dict[str, Any], checks: bool = True) -> Callable[[World], None]:
+    """A story: version 2 replaces version 1 by `strategy`, three replicas each."""
+    asked = {"bake": "3s", "min_requests": 10, "give_up_after": "1h", **strategy}
+    rules = [{"signal": "error_rate", "worse_by_at_most": "100%", "floor": "10%"}]
+
+    def story(world: World) -> None:
+        ask(world, lambda: world.open(1, replicas=3), lambda: ROUTE in world.engine.book().routes)
+        world.ticks(5)
+        ask(
+            world,
+            lambda: world.open(2, strategy=asked, checks=rules if checks else [],
+                               keep_previous="0s"),
+            lambda: "rel-2" in world.engine.book().releases,
+        )  # fmt: skip
+        for _ in range(200):
+            world.traffic(1, rate=30)
+            if world.release("rel-2").final:
+                break
+        world.ticks(80)
+
+    return story
+
+
+def opened(world: World, number: int) -> bool:
+    return any(r.plan.candidate.number == number for r in world.engine.book().releases.values())
+
+
+def superseded(world: World) -> None:
+    ask(world, lambda: world.open(1), lambda: ROUTE in world.engine.book().routes)
+    world.ticks(5)
+    ask(world, lambda: world.open(2), lambda: "rel-2" in world.engine.book().releases)
+    world.traffic(10)
+    ask(world, lambda: world.open(3, supersede=True, checks=[]), lambda: opened(world, 3))
+    world.traffic(300)
+    world.ticks(340)
+
+
+ROLLING = {"rolling": {"batch": 1, "surge": 1}}
+IN_PLACE = {"rolling": {"batch": 1, "surge": 0}}
+WAVERS = ("Judged", "ReleaseHeld", "ReleaseResumed")
+"""What depends on when somebody looked."""
 STORIES = {
+    "rolling": (moved_by(ROLLING), {2: 100}, {2}),
+    "in_place": (moved_by(IN_PLACE), {2: 100}, {2}),
+    "shadow": (moved_by({"shadow": {"share": 50, "last": "3s", "min_requests": 5}}), {2: 100}, {2}),
+    "ab": (
+        moved_by({"ab": {"share": 50, "last": "5s", "header": "x-in", "value": "1"}}),
+        {2: 100},
+        {2},
+    ),
+    "blue_green": (moved_by({"blue-green": True}, checks=False), {2: 100}, {2}),
+    "superseded": (superseded, {3: 100}, {3}),
     "promoted": (promoted, {2: 100}, {2}),
     "reverted": (reverted, {1: 100}, {1}),
     "rolled_back_by_a_person": (rolled_back_by_a_person, {1: 100}, {1}),
@@ -129,16 +180,16 @@ STORIES = {
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("name", ["reverted", "rolled_back_by_a_person", "promoted"])
+@pytest.mark.parametrize("name", sorted(STORIES))
 def test_a_kill_at_any_call_changes_nothing_in_the_end(name: str, after: bool) -> None:
     story, split, running = STORIES[name]
     calm = Fuse(0, after=after)
     world = run(story, calm)
-    expected = [kind for kind in world.story("rel-2") if kind not in ("Judged", "ReleaseHeld")]
+    expected = [kind for kind in world.story("rel-2") if kind not in WAVERS]
     assert (world.split(), world.running()) == (split, running)
     assert calm.count > 10
     for at in range(1, calm.count + 1):
         world = run(story, Fuse(at, after=after))
         assert (world.split(), world.running()) == (split, running), f"killed at call {at}"
-        told = [kind for kind in world.story("rel-2") if kind not in ("Judged", "ReleaseHeld")]
+        told = [kind for kind in world.story("rel-2") if kind not in WAVERS]
         assert told == expected, f"killed at call {at}"
