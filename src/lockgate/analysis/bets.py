@@ -62,6 +62,9 @@ def score_bets(arms: Floats, shares: Floats, scores: Floats, strengths: Floats) 
     bet of strength l multiplies by exp(l A c) / (1 + w (exp(l c) - 1)) (Grünwald, Henzi, Lardy
     2023); `strengths`, shape (k,), below 0 bet that low scores do.
     """
+    if not scores.all():  # a tail: most are nothing
+        some = scores != 0
+        arms, shares, scores = arms[some], shares[some], scores[some]
     paid = strengths * float(np.sum(arms * scores))
     cost = np.sum(np.log1p(shares[:, None] * np.expm1(scores[:, None] * strengths)), axis=0)
     wins: Floats = paid - cost
@@ -186,15 +189,12 @@ class Wealth:
         self._won = self._won + wins
         self.best = max(self.best, self.value())
 
-    def value(self, wins: Floats | None = None) -> float:
-        """Returns the logarithm of what it is worth now, or would be after `wins`."""
-        rounds, won, since = self._rounds, self._won, self._since
-        if wins is not None:
-            rounds, won, since = rounds + 1, won + wins, since + wins
+    def value(self) -> float:
+        """Returns the logarithm of what it is worth now."""
         if not self._later:
-            return _bounded(log_mean_exp(won, self._weights))
-        begun = np.logaddexp(np.log(1 - self._later) + won, since)
-        rest = np.log(self._later / max(rounds, 1))
+            return _bounded(log_mean_exp(self._won, self._weights))
+        begun = np.logaddexp(np.log(1 - self._later) + self._won, self._since)
+        rest = np.log(self._later / max(self._rounds, 1))
         return _bounded(float(np.logaddexp(log_mean_exp(begun, self._weights), rest)))
 
     def state(self) -> dict[str, object]:

@@ -24,6 +24,7 @@ from lockgate.analysis.rows import (
     SCORED,
     Reader,
     Rows,
+    Sessions,
     count,
     empty,
     join,
@@ -32,8 +33,8 @@ from lockgate.analysis.rows import (
     take,
     unpack,
 )
-from lockgate.analysis.tracks import ahead, make_track
-from lockgate.analysis.units import Sessions
+from lockgate.analysis.scores import make_track
+from lockgate.analysis.tracks import ahead
 from lockgate.analysis.verdicts import Reading, verdict_of
 from lockgate.core.errors import IntegrityError
 from lockgate.core.traffic import Sample
@@ -41,8 +42,8 @@ from lockgate.core.verdict import Verdict
 
 _FORMAT = 1
 _MISMATCH = 0.001
-_MIN_LAG_S = 1.0
-_LAG_LEVEL = 0.95
+_MIN_LAG_S = 0.5
+_LAG_LEVEL = 0.8
 _MAX_ROWS = 20_000
 """Rows that wait at most, for the clock or for their bucket; then they are taken as they are."""
 _DRIFTS = np.array([-0.5, -0.25, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.25, 0.5])
@@ -90,6 +91,8 @@ class SequentialCase:
         self._seen: dict[int, int] = {}
         self._split = [0.0, 0.0, 0.0]
         self._guilty: list[float] = []
+        self.best = 0.0
+        """The most evidence to fail that there ever was, over all checks (a logarithm)."""
 
     def add(self, samples: Sequence[Sample]) -> None:
         """See `Case.add`."""
@@ -184,9 +187,11 @@ class SequentialCase:
         """Remembers the moment at which the evidence was enough to fail."""
         logs = [track.logs()[0] for track in self._tracks]
         deciding = [e for t, e in zip(self._tracks, logs, strict=True) if not t.check.dry_run]
-        if not self._guilty and deciding:
-            enough = log_mean_exp(np.array(deciding)) >= -log(self._rules.alpha)
-            self._guilty = logs if enough else []
+        if deciding:
+            total = log_mean_exp(np.array(deciding))
+            if not self._guilty and total >= -log(self._rules.alpha):
+                self._guilty = logs
+            self.best = max(self.best, total)
 
     def verdict(self, look: Look) -> Verdict:
         """See `Case.verdict`."""
@@ -236,6 +241,7 @@ class SequentialCase:
             "seen": sorted([revision, n] for revision, n in self._seen.items()),
             "split": list(self._split),
             "guilty": list(self._guilty),
+            "best": self.best,
         }
 
     def load(self, state: Mapping[str, object]) -> None:
@@ -260,6 +266,7 @@ class SequentialCase:
         self._seen = {int(revision): int(n) for revision, n in values["seen"]}
         self._split = [float(n) for n in values["split"]]
         self._guilty = [float(log_e) for log_e in values["guilty"]]
+        self.best = float(values["best"])
 
 
 def _judged(rows: Rows, sessions: Sessions) -> tuple[Rows, Rows]:

@@ -10,10 +10,13 @@ import numpy as np
 from lockgate.analysis.bets import MAX_LOG, log_mean_exp
 from lockgate.analysis.checks import JudgeRules, Look, Signal
 from lockgate.analysis.estimates import Estimate
-from lockgate.analysis.tracks import EventTrack, LimitTrack, ScoreTrack, Track
+from lockgate.analysis.scores import ScoreTrack
+from lockgate.analysis.tracks import EventTrack, LimitTrack, Track
 from lockgate.core.verdict import CheckResult, Outcome, Verdict
 
 _SOON = 1e9
+_NOTHING = 10.0
+"""A bound as wide as ten times the baseline says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,10 @@ def verdict_of(reading: Reading, look: Look) -> Verdict:
     )
     waiting = [checks[i] for i in deciding if checks[i].outcome == "hold"]
     outcome, reason, ready = _outcome(reading, look, checks, waiting, failed=failed)
-    return Verdict(outcome=outcome, reason=reason, at=look.now, checks=checks, ready_in_s=ready)
+    return Verdict(
+        outcome=outcome, reason=reason, at=look.now, checks=checks, ready_in_s=ready,
+        requests=reading.requests,
+    )  # fmt: skip
 
 
 def _outcome(
@@ -204,8 +210,8 @@ def _lacks(
         return f"{words}; no request of the baseline yet"
     worst = numbers.low if down else numbers.high
     reason = words
-    if worst is not None and check.worse_by_at_most is not None:
-        worse = max(-worst if down else worst, 0.0)
+    worse = inf if worst is None else max(-worst if down else worst, 0.0)
+    if worse < _NOTHING and check.worse_by_at_most is not None:
         reason += (
             f"; at most {worse:.0%} worse so far, {check.worse_by_at_most:.4g} is to be proven"
         )
