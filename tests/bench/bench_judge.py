@@ -1,6 +1,6 @@
 """The judge beside what others do: false alarms, requests to the alarm, promotion, speed.
 
-python tests/bench/bench_judge.py [--quick] [--only alarms|power|promotion|speed]; prints the tables.
+python tests/bench/bench_judge.py [--quick] [--only alarms|power|promotion|speed]; prints tables.
 Seeds here are not those on which the stakes were tuned (200,000 on). One core, about half an hour.
 """
 
@@ -72,9 +72,7 @@ def shown(hits: int, runs: int) -> str:
 def alarms(runs: int) -> None:
     """Unchanged releases through the case, watched at every bucket: 5 minutes of 40 requests/s."""
     print(f"\n## False alarms of unchanged releases, {runs} runs each (95 % interval)\n")
-    print(
-        "| environment | alpha 0.05 | alpha 0.01 | mean evidence at the end | called mismatched |"
-    )
+    print("| environment | alpha 0.05 | alpha 0.01 | mean evidence at the end | mismatched |")
     print("|---|---|---|---|---|")
     for environment in ENVIRONMENTS:
         best, finals, mismatched = [], [], 0
@@ -102,9 +100,7 @@ def power(runs: int, quiet_runs: int, alpha: float = 0.05) -> None:
     names = list(BASELINES)
     print(f"\n## Requests to the alarm, alpha {alpha}, {runs} runs each\n")
     print("Share of runs with an alarm / median requests of the candidate; *: false alarms > alpha")
-    print(
-        f"in {quiet_runs} unchanged runs at that share (lower end of the 99 % interval above it).\n"
-    )
+    print(f"in {quiet_runs} unchanged runs there (lower end of the 99 % interval above it).\n")
     print(f"| effect | share | lockgate | {' | '.join(names)} | ratio to the best valid |")
     print("|---|---|---|" + "---|" * (len(names) + 1))
     valid = {share: quiet(share, quiet_runs, alpha) for share in SHARES}
@@ -125,7 +121,7 @@ def power(runs: int, quiet_runs: int, alpha: float = 0.05) -> None:
             print(f"| {effect} | {share} | {' | '.join(cells)} | {ratio:.2f} |", flush=True)
     known = [r for _, _, r in ratios if 0 < r < NEVER]
     print(f"\ngeometric mean of {len(known)} ratios: {exp(np.mean(np.log(known))):.3f}, "
-          f"worst {max(known):.2f}; 0 where no valid method finds it in half of the runs")  # fmt: skip
+          f"worst {max(known):.2f}; 0: no valid method finds it in half of the runs")  # fmt: skip
 
 
 def quiet(share: float, runs: int, alpha: float) -> set[str]:
@@ -207,8 +203,9 @@ def speed(seconds: float) -> None:
         for _ in range(20):
             case.verdict(LOOK)
         look = (time.perf_counter() - start) / 20
-        print(f"{rate:g} requests/s: {n / took:,.0f} rows/s as columns, {n / slow:,.0f} as samples; "
-              f"a look {look * 1000:.2f} ms; state {len(json.dumps(case.state())):,} bytes")  # fmt: skip
+        size = len(json.dumps(case.state()))
+        print(f"{rate:g} requests/s: {n / took:,.0f} rows/s as columns, {n / slow:,.0f} as "
+              f"samples; a look {look * 1000:.2f} ms; state {size:,} bytes")  # fmt: skip
 
 
 def as_samples(rows: Mapping[str, NDArray[np.generic]]) -> list[Sample]:

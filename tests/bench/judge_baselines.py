@@ -1,7 +1,7 @@
 """What others do, written from their documented behaviour: at which second each would alarm.
 
-All see the same run and look every 10 s (Kayenta every 10 minutes, thresholds every minute), at error
-rate, mean and p99 of latency, and mean quality; those with an alpha divide it by their metrics.
+All see the same run and look every 10 s (Kayenta every 10 minutes, thresholds every minute), at
+error rate, latency (mean, p99) and mean quality; those with an alpha divide it by their metrics.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def msprt(looks: Looks, alpha: float) -> float:
 
 
 def _eb_bounds(values: Floats, alpha: float) -> tuple[Floats, Floats]:
-    """Predictable plug-in empirical-Bernstein bounds after each value (Waudby-Smith, Ramdas 2023)."""
+    """Predictable plug-in empirical-Bernstein bounds (Waudby-Smith, Ramdas 2023) at each value."""
     n = np.arange(1, len(values) + 1)
     mean = (0.5 + np.cumsum(values)) / (n + 1)
     spread = (0.25 + np.cumsum((values - mean) ** 2)) / (n + 1)
@@ -116,7 +116,7 @@ def _at(bounds: Floats, seen: NDArray[np.int64], empty: float) -> Floats:
 
 
 def eb_and_quantiles(looks: Looks, alpha: float) -> float:
-    """Empirical-Bernstein CS for bounded means, quantile CS (Howard, Ramdas 2022) for p50 and p99."""
+    """Empirical-Bernstein CS of bounded means, quantile CS (Howard, Ramdas 2022) of p50 and p99."""
     alarm = np.zeros(len(looks.times), dtype=np.bool_)
     each = alpha / 8
     for metric in ("error", "quality"):
@@ -240,7 +240,7 @@ def _by_minute(looks: Looks) -> dict[str, tuple[Floats, Floats]]:
 
 
 def threshold(looks: Looks, alpha: float) -> float:
-    """Fixed thresholds every minute with a failure limit of 3 (Argo Rollouts; Flagger's counter)."""
+    """Fixed thresholds every minute, failure limit 3 (Argo Rollouts; Flagger's counter)."""
     limits = {"error": 0.02, "latency": 2.56 * 1.1, "p99": 10.2 * 1.2}
     failed = np.zeros(int(looks.run.seconds // 60))
     for name, (_, ours) in _by_minute(looks).items():
