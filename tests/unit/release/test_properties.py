@@ -22,12 +22,21 @@ from lockgate.core.errors import LockgateError, PermanentError, TemporaryError
 from lockgate.fleet.api import ReplicaSpec
 from lockgate.gateway.api import RouteSpec
 from lockgate.ledger.api import Recorded
+from lockgate.release.decide import judged
 from lockgate.release.state import Release
 
 from .world import MODEL, ROUTE, World
 
 VERSIONS = st.integers(1, 4)
 FAST = {"canary": [10, 50, 100], "bake": "3s", "min_requests": 8, "give_up_after": "20s"}
+STRATEGIES = st.sampled_from([
+    FAST,
+    {**FAST, "canary": None, "rolling": {"batch": 1, "surge": 1}},
+    {**FAST, "canary": None, "rolling": {"batch": 1, "surge": 0}},
+    {**FAST, "canary": None, "rolling": {"batch": 2, "surge": 1}},
+    {**FAST, "canary": None, "ab": {"share": 50, "last": "5s", "header": "x-in", "value": "1"}},
+    {**FAST, "shadow": {"share": 50, "last": "3s", "min_requests": 5}},
+])  # fmt: skip
 ENDINGS = (ev.ReleasePromoted, ev.ReleaseReverted, ev.ReleaseFailed, ev.ReleaseRefused)
 FREES = (ev.ReleaseResumed, ev.PromotionRequested, ev.RollbackStarted)
 FORWARD = (ev.StepStarted, ev.StepPassed, ev.ReleasePromoted)
@@ -98,7 +107,7 @@ class Watched(World):
             assert release.rollback is None, "a release that turned back went forward"
         if isinstance(event, ev.ReleaseHeld) and event.because == "person":
             self.person_holds.add(release.id)
-        if isinstance(event, ev.StepPassed) and release.plan.checks:
+        if isinstance(event, ev.StepPassed) and judged(release):
             assert event.verdict is not None
             assert event.verdict.outcome == "pass"
             self._enough(release)
@@ -137,16 +146,27 @@ class Walk(RuleBasedStateMachine):
 
     @rule(number=VERSIONS, checks=st.booleans(), approve=st.booleans(),
           on_fail=st.sampled_from(["rollback", "hold"]), keep=st.sampled_from(["0s", "30s"]),
-          replicas=st.integers(1, 2))  # fmt: skip
+          replicas=st.integers(1, 3), strategy=STRATEGIES, supersede=st.booleans())  # fmt: skip
     def open(self, number: int, checks: bool, approve: bool, on_fail: str, keep: str,
-             replicas: int) -> None:  # fmt: skip
-        more: dict[str, Any] = {"approve": {"before": [50]}} if approve else {}
+             replicas: int, strategy: dict[str, Any], supersede: bool) -> None:  # fmt: skip
+        step = 50 if strategy["canary"] else 100
+        more: dict[str, Any] = {"approve": {"before": [step]}} if approve else {}
         if not checks:
             more["checks"] = []
         if self.world.route.serving.version.number == number:
             return
-        self.ask(self.world.open, number, strategy=FAST, on_fail=on_fail, keep_previous=keep,
-                 replicas=replicas, **more)  # fmt: skip
+        chosen = {key: value for key, value in strategy.items() if value is not None}
+        self.ask(self.world.open, number, strategy=chosen, on_fail=on_fail, keep_previous=keep,
+                 replicas=replicas, supersede=supersede, **more)  # fmt: skip
+
+    @rule(lasts=st.sampled_from([None, 5.0, 60.0]))
+    def block(self, lasts: float | None) -> None:
+        until = None if lasts is None else self.world.clock.now() + lasts
+        self.ask(self.world.commands.block, MODEL, "local", actor="ann", reason="so", until=until)
+
+    @rule()
+    def unblock(self) -> None:
+        self.ask(self.world.commands.unblock, MODEL, "local", actor="ann", reason="so")
 
     @precondition(lambda self: self.world.active is not None)
     @rule(verb=st.sampled_from(["approve", "hold", "resume", "promote"]))
@@ -252,7 +272,8 @@ class Walk(RuleBasedStateMachine):
     @invariant()
     def one_release_at_a_time(self) -> None:
         open_ones = [r for r in self.world.engine.book().releases.values() if not r.final]
-        assert len(open_ones) <= 1
+        waiting = self.world.route.waiting
+        assert len(open_ones) <= (1 if waiting is None else 2)
         for release in self.world.engine.book().releases.values():
             assert release.final == (release.id in self.world.ended)
 
@@ -266,6 +287,7 @@ class Walk(RuleBasedStateMachine):
         world.late = 0
         for number in range(1, 6):
             world.gateway.set_in_flight(ROUTE, world.d(number), 0)
+        self.unblock()
         turning_back = world.active if world.active and world.active.rollback else None
         for _ in range(400):
             if world.active is None:
