@@ -32,12 +32,14 @@ class Kernel:
         self._level = level
         self._lent = threading.local()
 
-    def _scratch(self, size: int) -> memoryview:
+    def _scratch(self, size: int, result: int = 0) -> memoryview:
         """Returns this thread's memory to lend for a call on `size` bytes of elements.
 
-        It is not zeroed: pages that no call touches cost nothing.
+        It has room for a result of `result` bytes too, and is not zeroed: pages that no call
+        touches cost nothing.
         """
         wanted: int = self._module.scratch_size(size)
+        wanted += result if wanted else 0
         if wanted > _KEPT:
             return np.empty(wanted, np.uint8).data
         found: memoryview | None = getattr(self._lent, "memory", None)
@@ -47,7 +49,7 @@ class Kernel:
 
     def delta_encode(self, data: Buffer, base: Buffer, kind: int, group: int) -> bytes:
         """Returns `data` as differences from `base`, `group` elements (a row, say) to a scale."""
-        scratch = self._scratch(len(data))
+        scratch = self._scratch(len(data), len(data))
         coded: bytes = self._module.delta_encode(data, base, kind, group, scratch, self._level)
         return coded
 
@@ -60,7 +62,7 @@ class Kernel:
 
     def planes_encode(self, data: Buffer, kind: int) -> bytes:
         """Returns `data` as one coded plane for each byte of its elements."""
-        scratch = self._scratch(len(data))
+        scratch = self._scratch(len(data), len(data))
         coded: bytes = self._module.planes_encode(data, kind, scratch, self._level)
         return coded
 

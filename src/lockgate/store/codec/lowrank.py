@@ -97,9 +97,11 @@ def _rows_span(data: Buffer, source: Buffer, kind: int, columns: int) -> Matrix 
     few = [np.frombuffer(part, f"<u{width}").reshape(-1, columns)[at] for part in (data, source)]
     step = max(columns // _SAMPLED, 1)
     thin = [np.ascontiguousarray(part[:, ::step]) for part in few]
-    some, _ = _change(thin[0].data, thin[1].data, kind, thin[0].shape[1])
-    chosen = _pivots(some)
-    return _change(few[0].data, few[1].data, kind, columns)[0][chosen] if chosen else None
+    some, _ = _difference(thin[0].data, thin[1].data, kind)
+    chosen = _pivots(some.reshape(_ROWS, -1))
+    if not chosen:
+        return None
+    return _difference(few[0].data, few[1].data, kind)[0].reshape(_ROWS, columns)[chosen]
 
 
 def _pivots(rows: Matrix) -> list[int]:
@@ -142,12 +144,17 @@ def project(
     return _HEAD.pack(columns, scale) + kernel.planes_encode(own.tobytes(), _I16)
 
 
-def _change(data: Buffer, source: Buffer, kind: int, columns: int) -> tuple[Matrix, Matrix]:
-    """Returns child less base, and each element's weight: 1 / (its unit in the last place)²."""
+def _difference(data: Buffer, source: Buffer, kind: int) -> tuple[Matrix, Wide]:
+    """Returns child less base, where that is a number, and the base."""
     base: Wide = widen(bytes(source), kind)
     with np.errstate(all="ignore"):
         moved = widen(bytes(data), kind).astype(np.float64) - base
-    change: Matrix = np.where(np.isfinite(moved), moved, 0.0)
+    return np.where(np.isfinite(moved), moved, 0.0), base
+
+
+def _change(data: Buffer, source: Buffer, kind: int, columns: int) -> tuple[Matrix, Matrix]:
+    """Returns child less base, and each element's weight: 1 / (its unit in the last place)²."""
+    change, base = _difference(data, source, kind)
     exponent = np.frexp(np.where(np.isfinite(base), base, 0.0))[1] - 1 - _MANTISSA[kind]
     exponent = np.maximum(exponent, exponent.max(initial=0) - 12)
     weight: Matrix = np.ldexp(np.float64(1), -2 * (exponent - int(exponent.max(initial=0))))

@@ -8,11 +8,13 @@ uint8_t *lg_room(lg_bytes *out, size_t size)
     if (out->failed) return NULL;
     if (size > out->room - out->size) {
         size_t room = out->room * 2 > out->size + size ? out->room * 2 : out->size + size + 64;
-        uint8_t *more = realloc(out->data, room);
+        uint8_t *more = realloc(out->lent ? NULL : out->data, room);
         if (!more) {
             out->failed = 1;
             return NULL;
         }
+        if (out->lent) memcpy(more, out->data, out->size);
+        out->lent = 0;
         out->data = more;
         out->room = room;
     }
@@ -87,11 +89,11 @@ void *lg_alloc(lg_arena *arena, size_t size)
     return found;
 }
 
-/* Of n <= size elements, the most is taken by lg_delta_encode: tokens and contexts 2 n + 1, classes
- * n + 1 at most; then lg_rans_encode: tables 4 * 4 * 256 * LG_MAX_CONTEXTS = 2^17, and words of one
- * segment, 2 * (2^20 + LG_MAX_LANES). With 63 to align each of the four that is less than
- * 3 n + 2^21 + 2^18. Planes take size + 1 instead of the first two; decoding has tables of
- * 4 * LG_SCALE * LG_MAX_CONTEXTS = 2^18 besides the classes or the planes. */
+/* Of n <= size elements, the most is taken by lg_delta_encode: keys 2 n + 1, classes
+ * n + 1 at most; then the coder: tables below 2^18, and, at different times, counts of pairs, 2^18, and
+ * words of one segment, 2 * (2^20 + LG_MAX_LANES + 8). With 63 to align each of the four that is less
+ * than 3 n + 2^21 + 2^19. Planes take size + 1 instead of the first two; decoding has tables of
+ * 4 * LG_SCALE * LG_MAX_CONTEXTS = 2^18 besides the classes. */
 size_t lg_arena_size(size_t size)
 {
     return 3 * size + (3u << 20);

@@ -32,11 +32,11 @@ enum { LG_SCALAR = 0, LG_AVX2 = 1, LG_AVX512 = 2 };
 #define LG_TILE 4096               /* elements that are worked on together; divides every segment */
 #define LG_MAX_GROUP (1u << 20)    /* so that the sums of a group fit in 64 bits */
 
-/* A growing byte string; `failed` once memory ran out. */
+/* A growing byte string; `failed` once memory ran out. While it is `lent`, its memory is another's. */
 typedef struct {
     uint8_t *data;
     size_t size, room;
-    int failed;
+    int failed, lent;
 } lg_bytes;
 
 /* Memory that the caller lends for one call; nothing in it means anything before or after. */

@@ -19,13 +19,26 @@ static PyObject *finish(lg_bytes *out, int status)
     PyObject *result = NULL;
     if (out->failed) status = LG_NOMEM;
     if (!status) result = PyBytes_FromStringAndSize((const char *)out->data, (Py_ssize_t)out->size);
-    free(out->data);
+    if (!out->lent) free(out->data);
     return status ? fail(status) : result;
 }
 
 static lg_arena arena(Py_buffer *scratch)
 {
     return (lg_arena){scratch->buf, (size_t)scratch->len, 0};
+}
+
+/* The result's memory, from what the arena has beside `size` bytes' work: growing would touch new pages. */
+static lg_bytes result(lg_arena *lent, Py_ssize_t size)
+{
+    lg_bytes out = {0};
+    size_t work = lg_arena_size((size_t)size);
+    if (lent->size <= work + 64) return out;
+    out.room = lent->size - work - 64;
+    out.data = lg_alloc(lent, out.room);
+    out.lent = out.data != NULL;
+    if (!out.lent) out.room = 0;
+    return out;
 }
 
 static int whole(Py_buffer *view, int kind, Py_ssize_t *count)
@@ -47,6 +60,8 @@ static PyObject *delta_encode(PyObject *self, PyObject *args)
     unsigned int group;
     Py_ssize_t count;
     lg_bytes out = {0};
+    lg_arena lent;
+    PyObject *coded = NULL;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*iIw*i", &data, &base, &kind, &group, &scratch, &level)) return NULL;
     if (whole(&data, kind, &count)) goto wrong;
@@ -54,18 +69,17 @@ static PyObject *delta_encode(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "the base has another size than the data, or the group is none");
         goto wrong;
     }
+    lent = arena(&scratch);
+    out = result(&lent, data.len);
     Py_BEGIN_ALLOW_THREADS
-    status = lg_delta_encode(&out, data.buf, base.buf, (size_t)count, kind, group, arena(&scratch), level);
+    status = lg_delta_encode(&out, data.buf, base.buf, (size_t)count, kind, group, lent, level);
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&base);
-    PyBuffer_Release(&scratch);
-    return finish(&out, status);
+    coded = finish(&out, status);
 wrong:
     PyBuffer_Release(&data);
     PyBuffer_Release(&base);
     PyBuffer_Release(&scratch);
-    return NULL;
+    return coded;
 }
 
 static PyObject *delta_decode(PyObject *self, PyObject *args)
@@ -100,7 +114,9 @@ static PyObject *planes_encode(PyObject *self, PyObject *args)
     Py_buffer data, scratch;
     int kind, level, status = LG_OK;
     Py_ssize_t count;
-    lg_bytes out = {0};
+    lg_bytes out;
+    lg_arena lent;
+    PyObject *coded;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*iw*i", &data, &kind, &scratch, &level)) return NULL;
     if (whole(&data, kind, &count)) {
@@ -108,12 +124,15 @@ static PyObject *planes_encode(PyObject *self, PyObject *args)
         PyBuffer_Release(&scratch);
         return NULL;
     }
+    lent = arena(&scratch);
+    out = result(&lent, data.len);
     Py_BEGIN_ALLOW_THREADS
-    status = lg_planes_encode(&out, data.buf, (size_t)count, kind, arena(&scratch), level);
+    status = lg_planes_encode(&out, data.buf, (size_t)count, kind, lent, level);
     Py_END_ALLOW_THREADS
+    coded = finish(&out, status);
     PyBuffer_Release(&data);
     PyBuffer_Release(&scratch);
-    return finish(&out, status);
+    return coded;
 }
 
 static PyObject *planes_decode(PyObject *self, PyObject *args)

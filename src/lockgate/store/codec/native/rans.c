@@ -12,6 +12,7 @@
 
 #define COUNTERS 4
 #define COUNTS (LG_MAX_CONTEXTS * 256 + 272) /* not whole pages apart, or equal places would alias */
+#define MANY (1u << 18) /* bytes of which pairs are worth a table */
 #define WORDS_AHEAD 80 /* words that a step of 64 may read before it looks at the end */
 
 static uint32_t lanes_for(size_t count) { return count < 8192 ? 4 : 64; }
@@ -103,12 +104,39 @@ typedef struct {
 
 static inline uint32_t key_at(symbols_in in, size_t i) { return in.keys ? in.keys[i] : in.bytes[i]; }
 
+/* Counts bytes by pairs: half as many additions, in what of the table is in use of the cache. */
+static size_t histogram_of_pairs(uint32_t *counts, const uint8_t *bytes, size_t count, lg_arena arena)
+{
+    uint32_t *pairs = count < MANY ? NULL : lg_alloc(&arena, 65536 * sizeof *pairs);
+    size_t i = 0;
+    if (!pairs) return 0;
+    memset(pairs, 0, 65536 * sizeof *pairs);
+    for (; i + 8 <= count; i += 8) {
+        uint64_t v;
+        memcpy(&v, bytes + i, 8);
+        pairs[v & 65535]++;
+        pairs[v >> 16 & 65535]++;
+        pairs[v >> 32 & 65535]++;
+        pairs[v >> 48]++;
+    }
+    for (int a = 0; a < 256; a++) {
+        uint32_t sum = 0;
+        for (int b = 0; b < 256; b++) {
+            sum += pairs[a << 8 | b];
+            counts[b] += pairs[a << 8 | b];
+        }
+        counts[a] += sum;
+    }
+    return i;
+}
+
 /* Counts symbols under contexts. Neighbours are often equal: four tables keep them from waiting for
  * one another. */
-static void histogram(uint32_t (*counts)[COUNTS], symbols_in in, size_t count)
+static void histogram(uint32_t (*counts)[COUNTS], symbols_in in, size_t count, lg_arena arena)
 {
     size_t i = 0;
     if (!in.keys) {
+        i = histogram_of_pairs(counts[0], in.bytes, count, arena);
         for (; i + 8 <= count; i += 8) {
             uint64_t v;
             memcpy(&v, in.bytes + i, 8);
@@ -325,10 +353,10 @@ static uint64_t coded_bits(const uint32_t *counts, const uint32_t *freqs, int co
     return bits;
 }
 
-static uint32_t build(workspace *work, symbols_in in, size_t count, int contexts)
+static uint32_t build(workspace *work, symbols_in in, size_t count, int contexts, lg_arena arena)
 {
     for (int t = 0; t < COUNTERS; t++) memset(work->counts[t], 0, (size_t)contexts * 256 * sizeof(uint32_t));
-    histogram(work->counts, in, count);
+    histogram(work->counts, in, count, arena);
 #ifdef LG_X86
     make_packing(&work->pack);
 #endif
@@ -352,7 +380,7 @@ static int encode(lg_bytes *out, symbols_in in, size_t count, int contexts, lg_a
     size_t segment, room, segments, table_at;
     uint16_t *words;
     if (!work) return LG_NOMEM;
-    log = build(work, in, count, contexts);
+    log = build(work, in, count, contexts, arena);
     segment = (size_t)1 << log;
     room = segment < count ? segment : count;
     segments = (count + segment - 1) / segment;
