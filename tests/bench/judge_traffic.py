@@ -2,7 +2,7 @@
 
 40 requests/s for 100 minutes, as in the study that set the figures. Log latency is normal (0.7),
 half of its variance known from the size of the request; errors 1 %; a quality score with mean 0.8
-and deviation 0.13 (beta). An effect changes the candidate's outcomes alone; an environment those of both.
+and deviation 0.13 (beta). An effect changes the candidate's outcomes; an environment, everybody's.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from lockgate.analysis.tracks import SANE_RATE, SANE_RATIO, SANE_TIMES
 
 _FAIL_PRICE, _SAFE_PRICE = 2.0, 1.0
 """Nats that the mixtures cost: log of the stake on the best bet, start times included."""
+_STRONGEST = 0.8
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -91,8 +92,12 @@ def event_information(chance: float, share: float, ratio: float, null: float = 1
 
 
 def shift_information(shift: float, share: float) -> float:
-    """Returns nats a request of the candidate: (1 - w) d² / 2 for a shift of d deviations."""
-    return (1 - share) * shift * shift / 2 if 0 < share < 1 else 0.0
+    """Returns nats a request of the candidate: (1 - w) d² / 2 for a shift of d deviations.
+
+    The strongest bet is `_STRONGEST`; of a larger shift it wins in proportion.
+    """
+    best = min(abs(shift), _STRONGEST)
+    return (1 - share) * (abs(shift) * best - best * best / 2) if 0 < share < 1 else 0.0
 
 
 def rate_information(chance: float, limit: float) -> float:
@@ -122,8 +127,7 @@ def information(
     # a shift of the logarithm by d deviations changes a tail's chance by about e^(-z d)
     z = max((2 * log(1 / beyond)) ** 0.5 - 0.5, 0.5)
     ratio = 2.718281828 ** (-z * (log1p(against) - log1p(effect)) / spread)
-    found = event_information(beyond, share, ratio)
-    return found * 2 if effect > against else found  # to fail, bets see how far beyond, too
+    return event_information(beyond, share, ratio)
 
 
 def outlook(
@@ -141,7 +145,8 @@ def outlook(
         limit = (check.at_most or 0.0) if signal.event else 1 - (signal.quantile or 0.5)
         chance = guess.rates.get(signal.name, guess.usual_rate) if signal.event else limit / 2
         grows = rate_information(chance, limit)
-        return _outlook(check, share, effect, guess, (inf, to_pass / grows if grows else inf) * 2)
+        proof = _needed(to_pass, grows)
+        return _outlook(check, share, effect, guess, (inf, proof, proof), 0.0)
     fails = information(check, signal, share, effect, guess, against=tolerated)
     safe = information(check, signal, share, 0.0, guess, against=margin)
     if signal.event:
@@ -156,10 +161,9 @@ def outlook(
     needs = [
         _needed(to_fail, fails if effect > tolerated else 0.0),
         _needed(to_pass, safe),
-        inf,
         _needed(to_pass, sane),
     ]
-    return _outlook(check, share, effect, guess, needs)
+    return _outlook(check, share, effect, guess, needs, 0.0 if signal.event else 2 * rules.bucket_s)
 
 
 def _needed(nats: float, grows: float) -> float:
@@ -167,11 +171,12 @@ def _needed(nats: float, grows: float) -> float:
 
 
 def _outlook(
-    check: Check, share: float, effect: float, guess: Guess, needs: Sequence[float]
+    check: Check, share: float, effect: float, guess: Guess, needs: Sequence[float], delay_s: float
 ) -> Outlook:
+    """Returns the outlook for `needs` (requests to fail, for safe, for sane) after a delay."""
     pace = guess.rate * share
-    fail, safe, _, sane = needs
-    seconds = [n / pace if pace > 0 else inf for n in (fail, safe, sane)]
+    seconds = [n / pace + delay_s if pace > 0 else inf for n in needs]
+    fail, safe, sane = (s * pace if isfinite(s) else inf for s in seconds)
     return Outlook(
         signal=check.signal, share=share, effect=effect, fail_requests=fail, fail_s=seconds[0],
         safe_requests=safe, safe_s=seconds[1], sane_requests=sane, sane_s=seconds[2],

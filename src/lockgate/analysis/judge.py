@@ -208,6 +208,7 @@ class SequentialCase:
             requests=sum(n for revision, n in seen.items() if revision >= look.since_revision),
             all_requests=sum(seen.values()),
             over_s=max(self._clock - self._first, 0.0) if seen else 0.0,
+            share=self._split[2] / self._split[0] if self._split[0] else 0.0,
             mismatch=self._mismatch(),
             guilty=tuple(self._guilty),
         )

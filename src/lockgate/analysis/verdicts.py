@@ -10,6 +10,7 @@ import numpy as np
 from lockgate.analysis.bets import MAX_LOG, log_mean_exp
 from lockgate.analysis.checks import JudgeRules, Look, Signal
 from lockgate.analysis.estimates import Estimate
+from lockgate.analysis.forecast import Guess, outlook
 from lockgate.analysis.scores import ScoreTrack
 from lockgate.analysis.tracks import EventTrack, LimitTrack, Track
 from lockgate.core.verdict import CheckResult, Outcome, Verdict
@@ -21,13 +22,17 @@ _NOTHING = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a case knows at a moment: `over_s` in seconds, `guilty` the checks' evidence then."""
+    """What a case knows at a moment, over `over_s` seconds and at a mean `share` of the candidate.
+
+    `guilty`: the evidence of every check when it was enough to fail, else empty.
+    """
 
     rules: JudgeRules
     tracks: tuple[Track, ...]
     requests: int
     all_requests: int
     over_s: float
+    share: float
     mismatch: str | None
     guilty: tuple[float, ...]
 
@@ -127,7 +132,7 @@ def _result(
     wanted = -log(rules.beta)
     proven = proof >= wanted
     numbers = _numbers(track, rules)
-    missing = None if proven else _missing(now, wanted, numbers.n)
+    missing = None if proven else _missing(track, reading, numbers, now, sane=sane)
     outcome: Outcome = "fail" if guilty else "pass" if proven else "hold"
     words = _told(numbers, signal)
     if guilty:
@@ -221,9 +226,30 @@ def _lacks(
     return reason
 
 
-def _missing(now: float, wanted: float, n: int) -> int | None:
-    """Returns how many more requests the proof takes at the pace so far, None if it won't come."""
-    if n <= 0 or now <= 0:
+def _missing(
+    track: Track, reading: Reading, numbers: _Numbers, now: float, *, sane: bool
+) -> int | None:
+    """Returns how many more requests the proof takes, None if it probably won't come.
+
+    At the pace of the proof so far; before it has one, as forecast from what was measured.
+    """
+    wanted, check = -log(reading.rules.beta), track.check
+    if numbers.n <= 0:
         return None
-    more = ceil(n * (wanted - now) / now)
-    return more if 0 < more < _SOON else None
+    if now > 0:
+        more = ceil(numbers.n * (wanted - now) / now)
+        return more if 0 < more < _SOON else None
+    rates, spreads = {}, {}
+    if isinstance(track, ScoreTrack) and numbers.baseline:
+        mean, spread = track.sketch.mean(track.sketch.weighted(0)[0])
+        spreads[check.signal] = spread**0.5 / mean if mean > 0 else 1.0
+    elif numbers.baseline is not None:
+        rates[check.signal] = numbers.baseline
+    guess = Guess(rate=1.0, rates=rates, spreads=spreads)
+    found = outlook(check, reading.rules, reading.share, guess)
+    whole = found.sane_requests if sane else found.safe_requests
+    if numbers.value is not None and numbers.limit is not None:
+        down = track.signal.worse == "down"
+        if numbers.value < numbers.limit if down else numbers.value > numbers.limit:
+            return None  # as it looks, there is nothing to prove
+    return ceil(whole) if whole < _SOON else None

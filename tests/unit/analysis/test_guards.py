@@ -1,0 +1,124 @@
+"""Guards: quiet while nothing changes for as long as they say, quick once it does."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lockgate.analysis.bets import event_bets
+from lockgate.analysis.guards import (
+    Aggregates,
+    Delta,
+    Detector,
+    burning,
+    delta_bets,
+    gained,
+    lost,
+    over_bounds,
+    stored_chance,
+)
+from lockgate.core.errors import UsageError
+
+
+def test_a_burn_needs_both_windows() -> None:
+    fast = {300.0: (20, 1000), 3600.0: (200, 12_000)}
+    assert "14.4" in (burning(fast, 0.999) or "")
+    assert burning(fast | {3600.0: (12, 12_000)}, 0.999) is None
+    slow = {300.0: (7, 1000), 3600.0: (80, 12_000), 1800.0: (40, 6000), 21_600.0: (450, 72_000)}
+    assert "6 h" in (burning(slow, 0.999) or "")
+    assert burning({}, 0.999) is None
+    with pytest.raises(UsageError):
+        burning({}, 1.0)
+
+
+def test_lost_rows_are_told_from_chance() -> None:
+    assert lost(9_950, 10_000) is None
+    assert "5.0%" in (lost(9_500, 10_000) or "")
+    assert lost(0, 0) is None
+    assert lost(10, 5) is None
+
+
+def test_counters_that_restart_and_histograms() -> None:
+    assert gained(10, 12) == 2
+    assert gained(10, 3) == 3
+    before = {0.1: 5.0, 1.0: 8.0, math.inf: 10.0}
+    after = {0.1: 6.0, 1.0: 14.0, math.inf: 20.0}
+    assert over_bounds(before, after) == {0.1: 9, 1.0: 4}
+    assert over_bounds(after, before) == {0.1: 5, 1.0: 2}  # restarted
+    with pytest.raises(UsageError):
+        over_bounds({}, {1.0: 2.0})
+
+
+def test_sums_give_what_single_events_give() -> None:
+    ratios = np.array([0.5, 2.0, 10.0])
+    arms, shares = np.array([1.0] * 3 + [0.0] * 5), np.full(8, 0.2)
+    summed = delta_bets(Delta(share=0.2, candidate=3, baseline=5), 1.3, ratios)
+    assert summed == pytest.approx(event_bets(arms, shares, 1.3, ratios))
+
+
+def test_aggregates_keep_villes_bound_and_find_errors() -> None:
+    crossed, found, proven = 0, 0, 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        quiet, loud = (Aggregates(tolerate=0.0, margin=0.5) for _ in range(2))
+        most = 0.0
+        for step in range(60):
+            load = 30 * (1 + step / 20) * (5 if rng.random() < 0.1 else 1)
+            share = 0.05 + 0.4 * step / 60
+            for case, ratio in ((quiet, 1.0), (loud, 2.0)):
+                ours = int(rng.poisson(load * share * ratio))
+                theirs = int(rng.poisson(load * (1 - share)))
+                case.add(Delta(share=share, candidate=ours, baseline=theirs))
+            most = max(most, quiet.evidence()[0])
+        crossed += most >= 20
+        found += loud.evidence()[0] >= 20
+        proven += quiet.evidence()[1] >= 20
+        again = Aggregates(tolerate=0.0, margin=0.5)
+        again.load(loud.state())
+        assert again.evidence() == loud.evidence()
+    assert crossed / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+    assert found == 300
+    assert proven > 280
+
+
+@pytest.mark.parametrize("rounds", [50, 200])
+def test_a_detector_runs_as_long_as_it_says_and_finds_a_change(rounds: int) -> None:
+    lengths, delays = [], []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        detector, length = Detector(0.05, rounds=rounds), 0
+        while length < 20 * rounds:
+            length += 1
+            if detector.add(int(rng.binomial(40, 0.05)), 40):
+                break
+        lengths.append(length)
+        detector = Detector(0.05, rounds=rounds)
+        for _ in range(20):
+            detector.add(int(rng.binomial(40, 0.05)), 40)
+        if detector.alarm:
+            continue
+        after = Detector(0.05, rounds=rounds)
+        after.load(detector.state())
+        delay = 1
+        while not after.add(int(rng.binomial(40, 0.15)), 40):
+            delay += 1
+        delays.append(delay)
+    assert np.mean(lengths) >= rounds - 3 * np.std(lengths) / math.sqrt(len(lengths))
+    assert np.median(delays) <= 5
+
+
+def test_a_detector_with_nothing_to_see_stays_quiet() -> None:
+    detector = Detector(0.1, rounds=10)
+    assert not any(detector.add(0, 0) or detector.add(-1, 5) or detector.add(9, 5) for _ in "ab")
+    with pytest.raises(UsageError):
+        Detector(0.0, rounds=10)
+
+
+def test_what_is_stored_of_the_old_version_gives_an_upper_bound() -> None:
+    values = np.arange(1000) / 1000
+    assert 0.05 < stored_chance(values, 0.95) < 0.08
+    assert stored_chance(values, 0.95, tolerate=0.5) > 0.075
+    with pytest.raises(UsageError):
+        stored_chance(np.array([]), 1.0)
