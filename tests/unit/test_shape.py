@@ -39,6 +39,9 @@ BASES = {
     "click.Group": "click finds verbs by subclass",
     "threading.Thread": "a thread is a subclass",
     "Collector": "prometheus_client asks a collector at each scrape",
+    "BaseHTTPRequestHandler": "the standard library's server asks a subclass",
+    "ThreadingMixIn": "part of that server",
+    "UnixStreamServer": "part of that server",
     "Exception": "the root of the errors",
 }
 OWN_BASES = {

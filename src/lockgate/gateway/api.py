@@ -19,7 +19,7 @@ class RouteSpec:
     `baseline` comes first in the split, so that a growing candidate moves nobody back. `variant`
     is a header, a value and a version: who sends that gets this version, whatever the split.
     `mirror`: the version that gets copies of requests, and of how many in 10,000; nobody waits for
-    their answers.
+    their answers. `scored`: of how many in 10,000 requests a copy goes to who scores answers.
     """
 
     name: str
@@ -29,6 +29,7 @@ class RouteSpec:
     sticky_header: str | None = None
     variant: tuple[str, ...] = ()
     mirror: Mapping[str, int] = field(default_factory=dict)
+    scored: int = 0
 
     @property
     def reached(self) -> frozenset[str]:
@@ -57,6 +58,7 @@ class RouteView:
     revision: int
     variant: tuple[str, ...] = ()
     mirror: Mapping[str, int] = field(default_factory=dict)
+    scored: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +110,7 @@ def route_view(spec: RouteSpec, revision: int) -> RouteView:
         revision=revision,
         variant=spec.variant,
         mirror=dict(spec.mirror),
+        scored=spec.scored,
     )
 
 

@@ -69,6 +69,7 @@ class Scene:
     drain_until: float = 0.0
     variant: tuple[str, ...] = ()
     mirror: Mapping[str, int] = field(default_factory=dict)
+    scored: int = 0
 
 
 def converge(desired: Desired, scene: Scene) -> Iterator[Action]:
@@ -210,7 +211,8 @@ def _split(desired: Desired, scene: Scene) -> Iterator[Action]:
     split = _reachable(desired, scene)
     whole = split == desired.split
     variant, mirror = (desired.variant, desired.mirror) if whole else ((), {})
-    beside = (variant, dict(mirror)) == (scene.variant, dict(scene.mirror))
+    scored = desired.scored if whole else 0
+    beside = (variant, dict(mirror), scored) == (scene.variant, dict(scene.mirror), scene.scored)
     if not split or (same_split(split, scene.split) and beside):
         return
     spec = RouteSpec(
@@ -221,6 +223,7 @@ def _split(desired: Desired, scene: Scene) -> Iterator[Action]:
         sticky_header=desired.sticky_header,
         variant=variant,
         mirror=mirror,
+        scored=scored,
     )
     yield SetWeights(spec=spec)
 

@@ -242,6 +242,7 @@ class Engine:
             drain_until=_drain_until(route),
             variant=known.variant if known else (),
             mirror=known.mirror if known else {},
+            scored=known.scored if known else 0,
         )
 
     def _converge(self, route: Route, lease: Lease) -> bool:

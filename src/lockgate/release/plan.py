@@ -66,7 +66,8 @@ class Plan:
     `limit`: replicas of both versions that may exist at once (None: no limit). It goes forward only
     in `windows` and after `not_before` (seconds since the epoch). `approvers` different people
     must allow a step that needs it, each not longer ago than `approval_expires_s`. `variant`: a
-    header and a value; who sends it gets the candidate.
+    header and a value; who sends it gets the candidate. Copies of `score_share` of 10,000 requests
+    are answered by both versions, and the answers scored by `scorers` (name → definition).
     """
 
     model: str
@@ -90,6 +91,8 @@ class Plan:
     approval_expires_s: float = 86_400.0
     limit: int | None = None
     variant: tuple[str, ...] = ()
+    scorers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    score_share: int = 0
     give_up_s: float = 86_400.0
     keep_previous_s: float = 600.0
     alias: str | None = None
@@ -131,6 +134,12 @@ class Plan:
         if weight:
             split[self.candidate.digest] = weight
         return split
+
+    def compared(self, step: int) -> frozenset[str]:
+        """Returns the versions that both run at that step, so that they can be compared."""
+        mine, theirs = self.replicas(step)
+        both = self.baseline is not None and mine > 0 and theirs > 0
+        return frozenset({self.candidate.digest}) if both else frozenset()
 
     def replicas(self, step: int) -> tuple[int, int]:
         """Returns how many replicas of candidate and baseline that step ends with."""

@@ -76,6 +76,10 @@ def make_plan(spec: ReleaseSpec, route: Route, candidate: VersionId, *, bytes_to
         approval_expires_s=spec.approve.expires if spec.approve else 86_400.0,
         limit=rolling.limit(spec.strategy, runs.replicas) if spec.strategy.rolling else None,
         variant=_variant(spec),
+        scorers={name: found.definition for name, found in spec.scorers.items()}
+        if baseline
+        else {},
+        score_share=round(spec.score * WHOLE) if baseline and spec.scorers else 0,
         give_up_s=spec.strategy.give_up_after,
         # A rolling release has taken the old version away, replica by replica.
         keep_previous_s=0.0 if spec.strategy.rolling else spec.keep_previous,

@@ -183,6 +183,7 @@ class Desired:
     retreat: str | None = None
     variant: tuple[str, ...] = ()
     mirror: Mapping[str, int] = field(default_factory=dict)
+    scored: int = 0
 
 
 def desired(route: Route, now: float) -> Desired:
@@ -233,6 +234,7 @@ def _under_way(found: Desired, release: Release, run: dict[str, Wanted]) -> Desi
         limit=plan.limit,
         variant=(*plan.variant, plan.candidate.digest) if plan.variant and moving else (),
         mirror={plan.candidate.digest: mirrored} if mirrored else {},
+        scored=plan.score_share if moving and plan.candidate.digest in plan.compared(step) else 0,
     )
 
 

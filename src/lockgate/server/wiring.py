@@ -18,9 +18,12 @@ from lockgate.core.clock import Clock, SystemClock
 from lockgate.core.errors import ConflictError, PermanentError
 from lockgate.fleet.local import LocalFleet
 from lockgate.gateway.envoy import EnvoyGateway, EnvoyOptions
+from lockgate.gateway.envoy.values import SCORES_SOCKET
 from lockgate.host.detached import Lock
 from lockgate.ledger.sqlite import SqliteLedger
 from lockgate.observe.docket import Docket
+from lockgate.observe.scoring.copies import Copies
+from lockgate.observe.scoring.desk import Desk, Task
 from lockgate.observe.sqlite import SqliteSamples
 from lockgate.registry.keep.backup import Backup, backups, recover
 from lockgate.registry.keep.keeper import Keeper
@@ -80,6 +83,7 @@ class Control:
             docket=self.docket,
             clock=self.clock,
         )
+        self._copies = Copies(run_folder(home) / SCORES_SOCKET)
         self.engine = Engine(
             tools,
             Ports(fleet=self.fleet, gateway=self.gateway),
@@ -88,6 +92,7 @@ class Control:
             holder=f"{socket.gethostname()}:{home}",
         )
         self.commands = Commands(self.ledger, self.registry, self.engine.book, self.clock)
+        self._desk = Desk(self._copies, task=self._scoring, record=self.samples.record)
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self._run, name="loop", daemon=True)
 
@@ -105,6 +110,18 @@ class Control:
             mode=self.settings.xds,
             options=options,
         )
+
+    def _scoring(self, route: str) -> Task | None:
+        """Returns what is to be scored on `route` now; None when nothing is."""
+        known = self.engine.book().routes.get(route)
+        release = known.active if known else None
+        if release is None or not release.plan.scorers or release.plan.baseline is None:
+            return None
+        pools = self.gateway.view().pools
+        plan = release.plan
+        sides = (plan.candidate.digest, release.plan.baseline.digest)
+        asked = {v: pools[route, v].endpoints for v in sides if (route, v) in pools}
+        return Task(candidate=plan.candidate.digest, asked=asked, scorers=plan.scorers)
 
     def start(self) -> None:
         """Starts the loop."""
@@ -134,6 +151,8 @@ class Control:
                 last.callback(shutil.rmtree, run_folder(self.home), ignore_errors=True)
             last.callback(self.gateway.close, stop=stop)
             last.callback(self.engine.stop)
+            last.callback(self._copies.close)
+            last.callback(self._desk.close)
             self._stop.set()
             if self._loop.ident is not None:
                 self._loop.join()

@@ -268,7 +268,7 @@ def test_a_plan_is_sentences() -> None:
     assert text.startswith("acme/chat  v1 → v2 (blake3:bbbbbbbbbbbb)  to local  by canary\n")
     assert "replicas   2, " in text
     assert "41,000,000 bytes" in text
-    assert "step 1     0.5%, bake 10m00s, ≥ 1,500 requests, until proven within every limit\n" in text
+    assert "step 1     0.5%, bake 10m00s, ≥ 1,500 requests, until proven" in text
     assert "step 2     100%, no bake, until proven within every limit, after an approval\n" in text
     assert "error_rate worse by at most 25%" in text
     assert "latency_p95 limit 0.8" in text

@@ -72,7 +72,11 @@ def test_envoy_accepts_the_bootstrap(tmp_path, sources, tokens):
     start = config.bootstrap(
         host="127.0.0.1",
         port=10_000,
-        sockets=Sockets(admin=str(tmp_path / "a.sock"), mirror=str(tmp_path / "m.sock")),
+        sockets=Sockets(
+            admin=str(tmp_path / "a.sock"),
+            mirror=str(tmp_path / "m.sock"),
+            scores=str(tmp_path / "q.sock"),
+        ),
         options=EnvoyOptions(token_metadata=tokens),
         sources=sources,
     )

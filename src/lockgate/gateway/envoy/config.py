@@ -17,6 +17,7 @@ from lockgate.gateway.envoy.values import (
     MIRROR_POOL,
     MODEL,
     ROUTE,
+    SCORES,
     TABLE,
     USAGE,
     EnvoyOptions,
@@ -133,7 +134,11 @@ def bootstrap(
     One is for callers; the other takes the copies of requests, so that they are rows as well.
     """
     static = sources.bootstrap.get("static_resources", {})
-    clusters = [*static.get("clusters", ()), _mirror_cluster(sockets.mirror)]
+    clusters = [
+        *static.get("clusters", ()),
+        _own_cluster(MIRROR, sockets.mirror),
+        _own_cluster(SCORES, sockets.scores),
+    ]
     listeners = [
         listener(_address(host, port), options, sources),
         mirror_listener(sockets.mirror, options, sources),
@@ -146,14 +151,14 @@ def bootstrap(
     }
 
 
-def _mirror_cluster(socket: str) -> Json:
+def _own_cluster(name: str, socket: str) -> Json:
     endpoint = {"address": {"pipe": {"path": socket}}}
     hosts = [{"lb_endpoints": [{"endpoint": endpoint}]}]
     return {
-        "name": MIRROR,
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": MIRROR, "endpoints": hosts},
+        "load_assignment": {"cluster_name": name, "endpoints": hosts},
     }
 
 

@@ -35,6 +35,7 @@ from lockgate.gateway.envoy.files import FilesTransport
 from lockgate.gateway.envoy.process import Admin, Proxy, check_port, check_socket, own
 from lockgate.gateway.envoy.schema import Schema, find_binary
 from lockgate.gateway.envoy.values import (
+    SCORES_SOCKET,
     EnvoyOptions,
     Sockets,
     State,
@@ -82,7 +83,8 @@ class EnvoyGateway:
         run_dir.chmod(0o700)
         admin_socket = check_socket(run_dir / "admin.sock")
         control_socket = check_socket(run_dir / "control.sock")
-        mirror_socket = check_socket(run_dir / "mirror.sock")
+        copies = [str(check_socket(run_dir / name)) for name in ("mirror.sock", SCORES_SOCKET)]
+        sockets = Sockets(admin=str(admin_socket), mirror=copies[0], scores=copies[1])
         self._state_dir = state_dir
         self._owner = own(state_dir / "control.lock")
         binary = binary or find_binary()
@@ -107,7 +109,7 @@ class EnvoyGateway:
                 raise
         self._transport = self._make_transport(mode, control_socket, schema)
         try:
-            self._begin(schema, Sockets(admin=str(admin_socket), mirror=str(mirror_socket)))
+            self._begin(schema, sockets)
         except BaseException:
             if not self._adopted:
                 self._proxy.stop()  # nobody else would

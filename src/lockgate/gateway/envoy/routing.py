@@ -14,6 +14,7 @@ from lockgate.gateway.envoy.values import (
     MIRROR_ROUTE,
     MODEL,
     ROUTE,
+    SCORES,
     TABLE,
     UNIT,
     EnvoyOptions,
@@ -132,24 +133,25 @@ def _action(spec: RouteSpec, revision: int, options: EnvoyOptions) -> Json:
             ],
         },
     }
-    if spec.mirror:
-        action["request_mirror_policies"] = [
-            _copy(spec, revision, version, share) for version, share in sorted(spec.mirror.items())
-        ]
+    copies = [_copy(spec, revision, *pair) for pair in sorted(spec.mirror.items())]
+    if spec.scored:
+        copies.append(_copy(spec, revision, "", spec.scored, SCORES))
+    if copies:
+        action["request_mirror_policies"] = copies
     if spec.sticky_header:
         split["use_hash_policy"] = True
         action["hash_policy"] = [{"header": {"header_name": spec.sticky_header}}]
     return action
 
 
-def _copy(spec: RouteSpec, revision: int, version: str, share: int) -> Json:
+def _copy(spec: RouteSpec, revision: int, version: str, share: int, cluster: str = MIRROR) -> Json:
     """Copies of `share` of 10,000 requests to `version`, by way of the proxy's own listener."""
     about = (
         (MIRROR_POOL, pool_name(spec.name, version)),
         (MIRROR_ROUTE, f"{spec.name}#{revision}"),
     )
     return {
-        "cluster": MIRROR,
+        "cluster": cluster,
         "runtime_fraction": {"default_value": {"numerator": share, "denominator": "TEN_THOUSAND"}},
         "request_headers_mutations": [{"append": _header(*pair)} for pair in about],
     }

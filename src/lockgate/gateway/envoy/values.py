@@ -25,6 +25,10 @@ ORDER = (CLUSTER, ENDPOINT, ROUTE)
 TABLE = "lockgate"
 MIRROR = "lockgate-mirror"
 """The cluster that leads back into the proxy, by which copies of requests become rows too."""
+SCORES = "lockgate-scores"
+"""The cluster of whoever scores answers; nobody need be there."""
+SCORES_SOCKET = "scores.sock"
+"""In the run folder: where copies to score go."""
 MIRROR_POOL = "x-lockgate-mirror-pool"
 MIRROR_ROUTE = "x-lockgate-mirror-route"
 UNIT = "x-lockgate-unit"
@@ -86,10 +90,11 @@ class Sources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sockets:
-    """The paths of the proxy's own sockets: for its administration, and for copies of requests."""
+    """The paths of sockets: the proxy's administration, copies of requests, copies to score."""
 
     admin: str
     mirror: str
+    scores: str
 
 
 def pool_name(route: str, version: str) -> str:
@@ -126,6 +131,7 @@ def state_to_json(state: State) -> Json:
                 "sticky_header": spec.sticky_header,
                 "variant": list(spec.variant),
                 "mirror": dict(spec.mirror),
+                "scored": spec.scored,
                 "revision": revision,
             }
             for _, (spec, revision) in sorted(state.routes.items())

@@ -22,6 +22,7 @@ from lockgate.core import canonical
 from lockgate.core.errors import LockgateError, UsageError
 from lockgate.core.names import check_alias, check_model, check_target, parse_version
 from lockgate.core.units import parse_duration, parse_ratio
+from lockgate.observe.scoring.make import make_scorer
 from lockgate.release.windows import parse_window
 
 _MAX_DEPTH = 16
@@ -200,8 +201,11 @@ class CheckSpec(_Strict):
         name = info.data.get("signal")
         if value is None or name is None:
             return value
-        readers = {"error": parse_ratio, "throughput": _number}
-        return _ours(readers.get(find_signal(name).measure, parse_duration))(value)
+        signal = find_signal(name)
+        if signal.event or signal.measure == "score":
+            return _ours(parse_ratio)(value)
+        reader = _number if signal.measure in ("throughput", "tokens") else parse_duration
+        return _ours(reader)(value)
 
     @model_validator(mode="after")
     def _one_rule(self) -> CheckSpec:
@@ -231,6 +235,35 @@ class CheckSpec(_Strict):
             tolerate=self.tolerate,
             dry_run=self.dry_run,
         )
+
+
+class ScorerSpec(_Strict):
+    """A scorer by its kind and options; which go together is said by `make_scorer`."""
+
+    kind: Literal["exact", "regex", "json", "known", "similar", "grader"]
+    invert: bool = False
+    expected: Text | None = None
+    pattern: Text | None = None
+    json_schema: Annotated[Mapping[str, Any] | None, AfterValidator(_ours(_bounded))] = Field(
+        default=None, alias="schema"
+    )
+    answers: Annotated[Mapping[str, str] | None, Field(min_length=1, max_length=10_000)] = None
+    compare: Literal["equal", "contains", "number"] | None = None
+    folder: Text | None = None
+    url: Text | None = None
+    model: Text | None = None
+    prompt: Text | None = None
+    key_env: Annotated[str | None, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")] = None
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> ScorerSpec:
+        _ours(make_scorer)(self.definition)
+        return self
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What was said, and nothing else."""
+        return self.model_dump(exclude_none=True, exclude_defaults=True, by_alias=True)
 
 
 class ApproveSpec(_Strict):
@@ -270,6 +303,11 @@ class ReleaseSpec(_Strict):
     windows: tuple[Annotated[str, AfterValidator(_ours(lambda t: parse_window(t) and t))], ...] = ()
     not_before: Annotated[float | None, BeforeValidator(_ours(_moment))] = None
     approve: ApproveSpec | None = None
+    scorers: Annotated[
+        Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], ScorerSpec],
+        Field(max_length=10),
+    ] = Field(default_factory=dict)
+    score: Annotated[Ratio, Field(gt=0, le=1)] = 0.1
     replicas: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
     runtime: RuntimeSpec = RuntimeSpec()
     sticky: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")] | None = None
@@ -280,6 +318,11 @@ class ReleaseSpec(_Strict):
     def _fits(self) -> ReleaseSpec:
         if self.bucket <= 0:
             raise ValueError("'bucket' must be longer than nothing")
+        keys = {find_signal(check.signal).key for check in self.checks} - {""}
+        if unknown_keys := sorted(keys - self.scorers.keys()):
+            raise ValueError(
+                f"there is no signal and no scorer called {unknown_keys[0]!r}: name it in 'scorers'"
+            )
         alone = self.strategy.blue_green
         if alone and any(c.worse_by_at_most is not None for c in self.checks):
             raise ValueError(
