@@ -22,6 +22,7 @@ from lockgate.analysis.estimates import Sketch
 from lockgate.analysis.rows import (
     MIRRORED,
     SCORED,
+    Pairs,
     Reader,
     Rows,
     Sessions,
@@ -80,6 +81,7 @@ class SequentialCase:
         self._tracks = [make_track(check, signal, rules.adjust) for check, signal in pairs]
         self._reader = Reader((s for _, s in pairs), rules.adjust, candidate, baseline)
         self._sessions = Sessions()
+        self._pairs = Pairs()
         self._ratio = Wealth(np.ones(len(_DRIFTS)))
         self._durations = Sketch(linear=False)
         self._lag = min(rules.bucket_s, rules.max_lag_s)
@@ -147,6 +149,10 @@ class SequentialCase:
 
     def _fold(self, rows: Rows) -> None:
         """Gives rows to every track; those of scorers are a bucket, the others wait for theirs."""
+        columns = [signal.column for signal in self._reader.signals]
+        if columns and (pairs := self._pairs.match(rows, columns)):
+            for track in self._tracks:
+                track.pair(pairs)
         mine, drawn = _judged(rows, self._sessions)
         for track in self._tracks:
             track.fold(drawn, mine)
@@ -231,6 +237,7 @@ class SequentialCase:
             "tracks": [track.state() for track in self._tracks],
             "paired": self._reader.paired,
             "sessions": self._sessions.state(),
+            "pairs": self._pairs.state(),
             "ratio": self._ratio.state(),
             "durations": self._durations.state(),
             "lag": self._lag,
@@ -257,6 +264,7 @@ class SequentialCase:
             track.load(kept)
         self._reader.paired = values["paired"]
         self._sessions.load(values["sessions"])
+        self._pairs.load(values["pairs"])
         self._ratio.load(values["ratio"])
         self._durations.load(values["durations"])
         self._lag, self._tick = float(values["lag"]), values["tick"]

@@ -42,6 +42,7 @@ _TYPES = {"revision": "<i8", "kind": "|i1", "unit": "<u8", "id": "<u8", "arm": "
 _FURTHEST_S = 1e12
 _BITS = 1 << 20
 _PROBES = 4
+_PENDING = 4096
 
 
 class Reader:
@@ -288,6 +289,56 @@ class Sessions:
             int(cast("int", values[name])) for name in ("revision", "weight", "before")
         )
         self._bits = bytearray(b64decode(cast("str", values["bits"])))
+
+
+class Pairs:
+    """Finds the shadow copy of a request, for comparing the two answers to one question.
+
+    At most 4,096 rows wait for their other half, the oldest go first.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[int, int], tuple[int, list[float]]] = {}
+
+    def match(self, rows: Rows, columns: Sequence[str]) -> dict[str, Floats] | None:
+        """Returns the values of each found pair: column → shape (pairs, 2), baseline first."""
+        shadow = (rows["kind"] & MIRRORED > 0).astype(np.int8)
+        half = np.flatnonzero((rows["id"] > 0) & (shadow == rows["arm"]))
+        if not len(half):
+            return None
+        table = np.stack([rows[name][half] for name in columns], axis=1).tolist()
+        names = zip(rows["id"][half].tolist(), (rows["kind"][half] & SCORED).tolist(), strict=True)
+        found = []
+        for name, arm, values in zip(names, rows["arm"][half].tolist(), table, strict=True):
+            other = self._waiting.get(name)
+            if other is None:
+                self._waiting[name] = (arm, values)
+                if len(self._waiting) > _PENDING:
+                    del self._waiting[next(iter(self._waiting))]
+            elif other[0] != arm:
+                del self._waiting[name]
+                found.append((values, other[1]) if arm == 0 else (other[1], values))
+        if not found:
+            return None
+        pairs = np.array(found, dtype=np.float64)
+        return {column: pairs[:, :, i] for i, column in enumerate(columns)}
+
+    def state(self) -> list[list[object]]:
+        """Returns it as JSON values."""
+        return [
+            [name, scored, arm, [None if v != v else v for v in values]]
+            for (name, scored), (arm, values) in self._waiting.items()
+        ]
+
+    def load(self, state: object) -> None:
+        """Becomes what `state` was taken of."""
+        self._waiting = {
+            (int(name), int(scored)): (
+                int(arm),
+                [np.nan if v is None else float(v) for v in values],
+            )
+            for name, scored, arm, values in cast("list[list[Any]]", state)
+        }
 
 
 def _probes(units: Array, kinds: Array) -> Array:

@@ -29,7 +29,7 @@ from lockgate.analysis.bets import (
 from lockgate.analysis.checks import Check, Signal
 from lockgate.analysis.estimates import Sketch, Slope
 from lockgate.analysis.rows import Rows, count, empty, join, pack, take, unpack
-from lockgate.analysis.tracks import SANE_TIMES, EventTrack, LimitTrack, Track
+from lockgate.analysis.tracks import SANE_TIMES, EventTrack, LimitTrack, Shadows, Track
 
 _MIN_GROUP, _MAX_GROUP = 20, 400
 _LEAK_S = 3600.0
@@ -106,9 +106,12 @@ class ScoreTrack:
         self._fail = Wealth(np.concatenate(weights), restarts=True)
         proof = np.ones(len(_DOWN if level is None else _RARER))
         self._safe, self._sane = Wealth(proof), Wealth(proof)
+        half = np.ones(len(_STRENGTHS[False]))
+        self._shadows = Shadows(half, half, half)
         self._adjust = adjust if signal.measure != "score" else ()
         self._slope = Slope(len(self._adjust))
         self._known: list[float] = []
+        self._paired: tuple[float, float] | None = None
         self._over = [0, 0]
         self._from: float | None = None
         self._carry: Rows = empty(("at", "arm", "share", signal.column, *self._adjust))
@@ -138,8 +141,51 @@ class ScoreTrack:
             return
         group, self._carry = self._carry, take(self._carry, slice(0, 0))
         self._bet(group)
+        self._latch()
+
+    def _latch(self) -> None:
         _, safe, sane = self.logs()
         self.safe_best, self.sane_best = max(self.safe_best, safe), max(self.sane_best, sane)
+
+    def pair(self, pairs: Mapping[str, Floats]) -> None:
+        """See `Track`. The sign is the coin; how far apart the two are says how much to bet.
+
+        Quantiles are not proven by pairs: a sign says nothing of the tail's shape.
+        """
+        values = pairs[self.signal.column]
+        values = values[~np.isnan(values).any(axis=1)]
+        if not len(values):
+            return
+        wins, arms = [], np.array([0.0, 1.0])
+        for margin, sign in zip(self._margins, (1.0, -1.0, -1.0), strict=True):
+            gaps = np.diff(self._hurt(values, arms, margin), axis=1)[:, 0]
+            gaps = gaps[gaps != 0]
+            far = 2 * normal_scores(0.5 + mid_ranks(np.abs(gaps)) / 2)
+            up = (gaps > 0).astype(np.float64)
+            wins.append(score_bets(up, np.full(len(up), 0.5), far, sign * _STRENGTHS[False]))
+        wins[1] = self._pair_proof(values)
+        self._shadows.grow(wins, (self._fail.value(), self._safe.value(), self._sane.value()))
+        self._latch()
+
+    def _pair_proof(self, values: Floats) -> Floats:
+        """Bets that a pair's values differ by less than the margin, of bounded means."""
+        none = np.zeros(len(_STRENGTHS[False]))
+        if self._beyond is not None:
+            return none
+        known, margin = self._paired, self._margins[1]
+        mean, spread = known or (float(np.mean(values[:, 0])), 0.0)
+        down = self.signal.worse == "down"
+        cap = 1.0 if self.signal.measure == "score" else _CAP * max(mean, 1e-9)
+        bounded = np.clip(values / cap, 0.0, 1.0)
+        keep = 1 - margin if down else 1 + margin
+        gains = (bounded[:, 1] - keep * bounded[:, 0]) * (1.0 if down else -1.0)
+        now = float(np.std(gains)) or 1.0
+        self._paired = (mean, 0.7 * spread + 0.3 * now if known else now)
+        if not known:
+            return none
+        stakes = np.minimum(_STRENGTHS[False] / max(spread, 1e-6), 0.9)
+        wins: Floats = np.sum(np.log1p(stakes * gains[:, None]), axis=0)
+        return wins
 
     def _bet(self, group: Rows) -> None:
         arms, shares = group["arm"].astype(np.float64), group["share"]
@@ -251,16 +297,19 @@ class ScoreTrack:
 
     def logs(self) -> tuple[float, float, float]:
         """See `Track`."""
-        safe = self._safe.value()
+        fail, safe, sane = self._shadows.beside(
+            (self._fail.value(), self._safe.value(), self._sane.value())
+        )
         if self.check.floor is not None and self._beyond is not None:
             below = rate_bets(self._over[0], self._over[1], 1 - self._beyond, below=True)
             safe = log_mean_exp(np.array([safe, below]))
-        return self._fail.value(), safe, self._sane.value()
+        return fail, safe, sane
 
     def state(self) -> dict[str, object]:
         """See `Track`."""
         return {
             "fail": self._fail.state(), "safe": self._safe.state(), "sane": self._sane.state(),
+            "shadows": self._shadows.state(), "paired": self._paired and list(self._paired),
             "slope": self._slope.state(), "known": list(self._known), "from": self._from,
             "over": list(self._over), "carry": pack(self._carry), "sketch": self.sketch.state(),
             "best": [self.safe_best, self.sane_best],
@@ -272,6 +321,9 @@ class ScoreTrack:
         self._fail.load(values["fail"])
         self._safe.load(values["safe"])
         self._sane.load(values["sane"])
+        self._shadows.load(values["shadows"])
+        paired = cast("list[float] | None", values["paired"])
+        self._paired = (paired[0], paired[1]) if paired else None
         self._slope.load(values["slope"])
         self._known = [float(n) for n in cast("list[float]", values["known"])]
         self._from = cast("float | None", values["from"])

@@ -6,8 +6,9 @@ Each track holds three e-processes: `fail` against "worse by at most `tolerate`"
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from math import log
 from typing import Protocol, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ from lockgate.analysis.rows import Rows
 SANE_RATIO, SANE_RATE, SANE_TIMES = 5.0, 0.05, 2.0
 """A disaster: events five times as often and over 5 %, times twice as long, scores halved."""
 
+_SHADOW = 0.1
 _UP = np.array([1.4, 2.0, 3.5, 8.0, 25.0, 100.0])
 _UP_WEIGHTS = np.array([0.12, 0.36, 0.12, 0.1, 0.24, 0.06])
 
@@ -44,6 +46,10 @@ class Track(Protocol):
 
     def settle(self, rows: Rows) -> None:
         """Takes the rows of a time bucket that has closed."""
+        ...
+
+    def pair(self, pairs: Mapping[str, Floats]) -> None:
+        """Takes pairs of a request and its shadow: column → shape (n, 2), baseline first."""
         ...
 
     def logs(self) -> tuple[float, float, float]:
@@ -68,6 +74,45 @@ def ahead(track: Track, rows: Rows, seen: Rows) -> Track:
     return copy
 
 
+class Shadows:
+    """Bets on pairs of a request and its shadow, beside the bets on the assignment.
+
+    If the versions are alike, which of two answers to one question is the worse is a coin (Fisher
+    1935; as a bet: Duan, Ramdas, Wang 2022). From the first pair on they have a tenth of the stake.
+    """
+
+    def __init__(self, *weights: Floats) -> None:
+        self._wealth = [Wealth(each) for each in weights]
+        self._begun: list[float] = []
+
+    def grow(self, wins: Sequence[Floats], logs: Sequence[float]) -> None:
+        """Ends a round of pairs; `logs`: what the other bets were worth."""
+        self._begun = self._begun or list(logs)
+        for wealth, won in zip(self._wealth, wins, strict=True):
+            wealth.grow(won)
+
+    def beside(self, logs: Sequence[float]) -> tuple[float, float, float]:
+        """Returns what all bets are worth, the others being worth `logs`."""
+        fail, safe, sane = logs
+        if self._begun:
+            fail, safe, sane = (
+                float(np.logaddexp(log(1 - _SHADOW) + other, log(_SHADOW) + begun + w.value()))
+                for other, begun, w in zip(logs, self._begun, self._wealth, strict=True)
+            )
+        return fail, safe, sane
+
+    def state(self) -> dict[str, object]:
+        """Returns it as JSON values."""
+        return {"begun": list(self._begun), "wealth": [w.state() for w in self._wealth]}
+
+    def load(self, state: object) -> None:
+        """Becomes what `state` was taken of."""
+        values = cast("Mapping[str, list[float]]", state)
+        self._begun = [float(n) for n in values["begun"]]
+        for wealth, kept in zip(self._wealth, values["wealth"], strict=True):
+            wealth.load(kept)
+
+
 class EventTrack:
     """A rate: bets on which version each event hit. Exact for each single event."""
 
@@ -80,6 +125,7 @@ class EventTrack:
         self._ratios = (_UP, *ratios)
         self._fail = Wealth(_UP_WEIGHTS, restarts=True)
         self._safe, self._sane = (Wealth(np.ones(len(r))) for r in ratios)
+        self._shadows = Shadows(_UP_WEIGHTS, *(np.ones(len(r)) for r in ratios))
         self.tally = Tally()
         self.hits, self.n = 0, 0
         self.safe_best = self.sane_best = 0.0
@@ -99,15 +145,31 @@ class EventTrack:
             (self._fail, self._safe, self._sane), self._nulls, self._ratios, strict=True
         ):
             wealth.grow(event_bets(arms, shares, null, ratios))
-        _, safe, sane = self.logs()
-        self.safe_best, self.sane_best = max(self.safe_best, safe), max(self.sane_best, sane)
+        self._latch()
 
     def settle(self, rows: Rows) -> None:
         """See `Track`; events have no buckets."""
 
+    def pair(self, pairs: Mapping[str, Floats]) -> None:
+        """See `Track`. Only where one of the two failed is there something to bet on."""
+        values = pairs[self.signal.column]
+        values = values[values[:, 0] + values[:, 1] == 1]
+        if len(values):
+            half = np.full(len(values), 0.5)
+            found = zip(self._nulls, self._ratios, strict=True)
+            wins = [event_bets(values[:, 1], half, null, ratios) for null, ratios in found]
+            self._shadows.grow(wins, (self._fail.value(), self._safe.value(), self._sane.value()))
+            self._latch()
+
+    def _latch(self) -> None:
+        _, safe, sane = self.logs()
+        self.safe_best, self.sane_best = max(self.safe_best, safe), max(self.sane_best, sane)
+
     def logs(self) -> tuple[float, float, float]:
         """See `Track`. A rate within its floor neither fails nor hinders; one over it must."""
-        fail, safe, sane = self._fail.value(), self._safe.value(), self._sane.value()
+        fail, safe, sane = self._shadows.beside(
+            (self._fail.value(), self._safe.value(), self._sane.value())
+        )
         rate = max(SANE_RATE, self.check.floor or 0.0)
         sane = log_mean_exp(np.array([sane, rate_bets(self.hits, self.n, rate, below=True)]))
         if self.check.floor is not None:
@@ -121,14 +183,15 @@ class EventTrack:
         """See `Track`."""
         return {
             "fail": self._fail.state(), "safe": self._safe.state(), "sane": self._sane.state(),
-            "tally": self.tally.state(), "hits": self.hits, "n": self.n,
-            "best": [self.safe_best, self.sane_best],
+            "shadows": self._shadows.state(), "tally": self.tally.state(),
+            "hits": self.hits, "n": self.n, "best": [self.safe_best, self.sane_best],
         }  # fmt: skip
 
     def load(self, state: object) -> None:
         """See `Track`."""
         values = cast("Mapping[str, object]", state)
         _load(values, {"fail": self._fail, "safe": self._safe, "sane": self._sane})
+        self._shadows.load(values["shadows"])
         self.tally.load(values["tally"])
         self.hits, self.n = int(cast("int", values["hits"])), int(cast("int", values["n"]))
         self.safe_best, self.sane_best = cast("list[float]", values["best"])
@@ -173,6 +236,9 @@ class LimitTrack:
 
     def settle(self, rows: Rows) -> None:
         """See `Track`; a limit has no buckets."""
+
+    def pair(self, pairs: Mapping[str, Floats]) -> None:
+        """See `Track`; a limit compares with nobody."""
 
     def logs(self) -> tuple[float, float, float]:
         """See `Track`."""
