@@ -156,6 +156,8 @@ class ScoreTrack:
         values = values[~np.isnan(values).any(axis=1)]
         if not len(values):
             return
+        sides, shares = np.tile([0, 1], len(values)), np.full(2 * len(values), 0.5)
+        self.sketch.add(sides, shares, values.ravel())
         wins, arms = [], np.array([0.0, 1.0])
         for margin, sign in zip(self._margins, (1.0, -1.0, -1.0), strict=True):
             gaps = np.diff(self._hurt(values, arms, margin), axis=1)[:, 0]

@@ -151,15 +151,23 @@ class EventTrack:
         """See `Track`; events have no buckets."""
 
     def pair(self, pairs: Mapping[str, Floats]) -> None:
-        """See `Track`. Only where one of the two failed is there something to bet on."""
+        """See `Track`. Only where one of the two failed is there something to bet on.
+
+        A floor is about the candidate alone: its shadow answers prove it as well.
+        """
         values = pairs[self.signal.column]
+        values = values[~np.isnan(values).any(axis=1)]
+        self.n += len(values)
+        self.hits += int(np.sum(values[:, 1]))
+        arms, shares = np.tile([0, 1], len(values)), np.full(2 * len(values), 0.5)
+        self.tally.add(arms, shares, values.ravel())
         values = values[values[:, 0] + values[:, 1] == 1]
         if len(values):
             half = np.full(len(values), 0.5)
             found = zip(self._nulls, self._ratios, strict=True)
             wins = [event_bets(values[:, 1], half, null, ratios) for null, ratios in found]
             self._shadows.grow(wins, (self._fail.value(), self._safe.value(), self._sane.value()))
-            self._latch()
+        self._latch()
 
     def _latch(self) -> None:
         _, safe, sane = self.logs()

@@ -1,7 +1,8 @@
 """The desk: puts copied questions to both versions, has their answers scored, records the scores.
 
 Both versions answer the same question at the same time, so that each pair is a fair coin of its
-own: which of the two is worse? Nobody waits for these answers, and no caller's answer is kept.
+own: which of the two is worse? The candidate's is recorded as the shadow of the baseline's. Nobody
+waits for these answers, and no caller's answer is kept.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Desk:
                 sample = Sample(
                     at=now, route=route, version=version, propensity=1.0, revision=int(revision),
                     status=200, duration_s=0.0, request_id=copy.request_id, scores=scores,
-                    mirrored=True,
+                    mirrored=version == task.candidate,
                 )  # fmt: skip
                 self._record([sample])
 
