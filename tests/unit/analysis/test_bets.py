@@ -25,7 +25,7 @@ from lockgate.analysis.bets import (
 
 Floats = NDArray[np.float64]
 UP, DOWN = np.array([0.1, 0.3, 0.8]), np.array([-0.1, -0.3, -0.8])
-RUNS, ROUNDS, SIZE = 800, 6, 12
+RUNS, ROUNDS, SIZE = 500, 6, 12
 
 
 def coin(rng: np.random.Generator) -> tuple[Floats, Floats]:
