@@ -157,6 +157,7 @@ def plan_lines(plan: Json) -> list[str]:
     lines.extend(f"  check      {_rule(check)}" for check in plan["checks"])
     if not plan["checks"] and plan["baseline"]:
         lines.append("  check      none: every step passes when its time is over")
+    lines += _outlook_lines(plan.get("outlook"))
     last = f"previous version kept ready for {duration(plan['keep_previous_s'])} after promotion"
     lines.append(
         f"  at most    {plan['alpha']:g} chance to fail a version that is not worse, "
@@ -165,6 +166,21 @@ def plan_lines(plan: Json) -> list[str]:
     if plan["windows"]:
         lines.append(f"  only       {'; '.join(plan['windows'])}")
     lines.append(f"  earliest   {duration(plan['earliest_s'])}; {last}")
+    return lines
+
+
+def _outlook_lines(outlook: Json | None) -> list[str]:
+    """Returns what the proof will probably take at today's traffic."""
+    if outlook is None:
+        return []
+    lines = [f"  probably   {outlook['advice']}"]
+    for check in outlook["checks"]:
+        takes = check["safe_requests"]
+        need = "never" if takes is None else f"{takes:,.0f} requests of the candidate"
+        time = f", {duration(check['safe_s'])}" if check["safe_s"] is not None else ""
+        lines.append(
+            f"    at {100 * check['share']:g}%  {check['signal']} is proven after {need}{time}"
+        )
     return lines
 
 

@@ -22,6 +22,7 @@ from lockgate.server.api.views import (
     replay_view,
     short_names,
 )
+from lockgate.server.outlook import LOOK_BACK_S, outlook
 from lockgate.server.wiring import Control
 
 Caller = Callable[..., str]
@@ -109,7 +110,10 @@ def _opening(api: APIRouter, control: Control, caller: Caller) -> None:
     @api.post("/plan")
     def plan(body: Asked) -> dict[str, Any]:
         """Returns what a release would do; changes nothing."""
-        return plan_view(control.commands.plan(read_spec(body)))
+        made = control.commands.plan(read_spec(body))
+        since = control.clock.now() - LOOK_BACK_S
+        recent = control.samples.window(made.route, since=since, limit=20_000)
+        return {**plan_view(made), "outlook": outlook(made, recent)}
 
     @api.post("/releases")
     def release(body: Asked, who: str = actor) -> dict[str, Any]:
