@@ -99,6 +99,8 @@ class Reader:
         )
         for signal in self.signals:
             rows[signal.column] = seen.values(signal)
+            if signal.measure == "refusal":  # its request has a row, and was one draw with it
+                rows[signal.column][(kinds & SCORED > 0) & (kinds & STICKY > 0)] = np.nan
         if "request_bytes" in self.adjust:
             size = np.maximum(np.array(bytes_in, dtype=np.float64), 0.0)
             rows["request_bytes"] = np.log1p(np.where(np.isfinite(size), size, 0.0))

@@ -233,7 +233,9 @@ class LimitTrack:
     def fold(self, rows: Rows, seen: Rows) -> None:  # noqa: ARG002
         """See `Track`."""
         values = seen[self.signal.column]
-        values = values[~np.isnan(values) & (seen["arm"] == 1)]
+        self._judge(values[~np.isnan(values) & (seen["arm"] == 1)])
+
+    def _judge(self, values: Floats) -> None:
         self.n += len(values)
         self.sketch.add(np.ones(len(values)), np.full(len(values), 0.5), values)
         for i, limit in enumerate(self._limits):
@@ -246,7 +248,9 @@ class LimitTrack:
         """See `Track`; a limit has no buckets."""
 
     def pair(self, pairs: Mapping[str, Floats]) -> None:
-        """See `Track`; a limit compares with nobody."""
+        """See `Track`; a limit looks at the candidate's answers alone."""
+        ours = pairs[self.signal.column][:, 1]
+        self._judge(ours[~np.isnan(ours)])
 
     def logs(self) -> tuple[float, float, float]:
         """See `Track`."""
