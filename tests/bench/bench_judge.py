@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import exp, log, sqrt
 
 import numpy as np
@@ -79,16 +79,18 @@ def shown(hits: int, runs: int) -> str:
     return f"{hits / runs:.4f} ({low:.4f} to {high:.4f})"
 
 
-def alarms(runs: int) -> None:
-    """Unchanged releases through the case, watched at every bucket: 5 minutes of 40 requests/s."""
-    print(f"\n## False alarms of unchanged releases, {runs} runs each (95 % interval)\n")
+def alarms(runs: int, environments: Sequence[str], seconds: float) -> None:
+    """Unchanged releases of 40 requests/s through the case, watched at every bucket."""
+    print(
+        f"\n## False alarms of unchanged releases of {seconds:g} s, {runs} runs (95 % interval)\n"
+    )
     print("| environment | alpha 0.05 | alpha 0.01 | mean evidence at the end | mismatched |")
     print("|---|---|---|---|---|")
-    for environment in ENVIRONMENTS:
+    for environment in environments:
         best, finals, mismatched = [], [], 0
         for seed in range(runs):
             share = 0.3 if environment == "sticky" else 0.1
-            run = release(1_000_000 + seed, share=share, environment=environment, seconds=300)
+            run = release(1_000_000 + seed, share=share, environment=environment, seconds=seconds)
             case = open_case()
             case.add_rows(columns(run))
             best.append(case.best)
@@ -239,6 +241,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few runs: two minutes")
     parser.add_argument("--only", choices=["alarms", "power", "promotion", "speed", "broken"])
+    parser.add_argument("--environments", nargs="+", default=ENVIRONMENTS, choices=ENVIRONMENTS)
+    parser.add_argument("--seconds", type=float, default=300.0, help="an unchanged release (300)")
     parser.add_argument("--runs", type=int, help="runs of each effect and share (40)")
     parser.add_argument("--alpha", type=float, default=0.05, help="for the power table (0.05)")
     options = parser.parse_args()
@@ -246,7 +250,7 @@ def main() -> None:
     if options.only in (None, "speed"):
         speed(600 if quick else 6000)
     if options.only in (None, "alarms"):
-        alarms(60 if quick else 2000)
+        alarms(60 if quick else 2000, options.environments, options.seconds)
     if options.only in (None, "promotion"):
         promotion(10 if quick else 200)
     if options.only in (None, "broken"):
