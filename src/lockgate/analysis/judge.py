@@ -144,7 +144,7 @@ class SequentialCase:
         if level.any():
             slow = 1.1 * self._durations.quantile(level, _LAG_LEVEL)
             self._lag = min(max(slow, _MIN_LAG_S), self._rules.max_lag_s)
-        self._close(before, tick, whole=whole)
+        self._close(before, tick, whole=whole or count(self._open) > _MAX_ROWS)
         self._latch()
 
     def _fold(self, rows: Rows) -> None:

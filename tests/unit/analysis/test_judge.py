@@ -238,6 +238,11 @@ def test_the_state_does_not_grow_with_the_log() -> None:
     assert long < 1.5 * short
 
 
+def test_the_state_is_bounded_where_requests_are_many_and_slow() -> None:
+    rows = [replace(s, duration_s=300 + s.duration_s) for s in traffic(16, count=45_000, rate=1000)]
+    assert len(json.dumps(case_of(rows).state())) < 6_000_000
+
+
 def test_a_case_of_another_release_is_not_resumed() -> None:
     state = case_of(LOG).state()
     with pytest.raises(IntegrityError):
