@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lockgate.analysis.checks import JudgeRules, Look
@@ -14,6 +16,8 @@ from lockgate.core import events as ev
 from lockgate.core.clock import Clock
 from lockgate.core.errors import ConflictError, LockgateError, PermanentError, TemporaryError
 from lockgate.core.verdict import Verdict
+from lockgate.fleet.api import Replica, ReplicaSpec
+from lockgate.gateway.api import PoolView, RouteView
 from lockgate.ledger.api import Lease, Leases, Ledger
 from lockgate.observe.docket import Brief, Docket
 from lockgate.registry.service import Registry
@@ -38,6 +42,10 @@ LOOK_EVERY_S = 0.5
 """Seconds between two looks of the judge at one release, and, where a look takes long, …"""
 LOOK_SHARE = 5.0
 """… how many times its own duration it waits, so that judging never takes the loop over."""
+JUDGE_S = 0.4
+"""Seconds of one tick that go to judging: with very many releases, each is looked at less often."""
+REPEAT_S = 30.0
+"""Seconds until the fleet is told again what it was told and has done."""
 _ROUNDS = 8
 _log = logging.getLogger(__name__)
 
@@ -62,6 +70,15 @@ class _Look:
     next_at: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sight:
+    """What gateway and fleet showed when last looked at, by route."""
+
+    routes: Mapping[str, RouteView]
+    pools: Mapping[str, Mapping[str, PoolView]]
+    replicas: Mapping[str, Sequence[Replica]]
+
+
 class Engine:
     """Drives every route towards what its releases want. One engine acts at a time, by lease."""
 
@@ -73,6 +90,9 @@ class Engine:
         self._lease: Lease | None = None
         self._lock = threading.RLock()
         self._looks: dict[str, _Look] = {}
+        self._sight: _Sight | None = None
+        self._judged_s = 0.0
+        self._told: dict[tuple[str, str], tuple[ReplicaSpec, float]] = {}
         self.trouble: dict[str, str] = {}
         """Route → why its last action did not work, for people; empty when all is well."""
 
@@ -102,9 +122,14 @@ class Engine:
         lease = self._take_lease()
         if lease is None:
             return False
-        for name in sorted(self.book().routes):
+        try:
+            self._end_latecomers(lease)
+        except LockgateError as error:
+            _log.info("%s", error.message)
+        self._sight = None
+        self._judged_s = 0.0
+        for name in sorted(self.book().routes, key=self._turn):
             try:
-                self._end_latecomers(lease)
                 self._tick_route(name, lease)
             except ConflictError as error:  # somebody else wrote first: look again next time
                 _log.info("%s: %s", name, error.message)
@@ -115,6 +140,12 @@ class Engine:
                 self.trouble[name] = f"{type(error).__name__}: {error}"
                 _log.exception("%s", name)
         return True
+
+    def _turn(self, name: str) -> tuple[float, str]:
+        """Returns the order of routes: those whose release was looked at longest ago are first."""
+        active = self._book.routes[name].active
+        looked = self._looks.get(active.id) if active else None
+        return (looked.next_at if looked else 0.0, name)
 
     def stop(self) -> None:
         """Gives the lease back, so that another engine can act at once."""
@@ -162,6 +193,7 @@ class Engine:
         if not events or release is None:
             return False
         self._append(release, events, lease)
+        self._sight = None
         if self.book().releases[release.id].final:
             self._looks.pop(release.id, None)
             self._tools.docket.close(release.id)
@@ -212,7 +244,8 @@ class Engine:
         if not under_way or not (plan.checks or judged(release)):
             return None
         looked = self._looks.get(release.id)
-        if looked is not None and looked.step == release.step and now < looked.next_at:
+        fresh = looked is not None and looked.step == release.step
+        if looked is not None and fresh and (now < looked.next_at or self._judged_s > JUDGE_S):
             return looked.verdict
         look = Look(
             now=now,
@@ -221,21 +254,20 @@ class Engine:
             since_revision=release.since_revision,
         )
         verdict = self._tools.docket.look(self.brief(release), look)
-        took = self._tools.clock.now() - now
+        took = max(self._tools.clock.now() - now, 0.0)
+        self._judged_s += took
         next_at = now + max(LOOK_EVERY_S, LOOK_SHARE * took)
         self._looks[release.id] = _Look(step=release.step, verdict=verdict, next_at=next_at)
         return verdict
 
     def _scene(self, route: Route, now: float) -> Scene:
-        view = self._ports.gateway.view()
-        known = view.routes.get(route.name)
-        replicas = (r for r in self._ports.fleet.replicas() if r.route == route.name)
-        pools = {
-            version: pool for (name, version), pool in view.pools.items() if name == route.name
-        }
+        if self._sight is None:
+            self._sight = _see(self._ports)
+        known = self._sight.routes.get(route.name)
+        pools = self._sight.pools.get(route.name, {})
         return Scene(
             now=now,
-            replicas=tuple(replicas),
+            replicas=tuple(self._sight.replicas.get(route.name, ())),
             split=dict(known.weights) if known else {},
             revision=known.revision if known else 0,
             pools=pools,
@@ -254,11 +286,16 @@ class Engine:
         moved = False
         failed: set[str | None] = set()
         self.trouble.pop(route.name, None)
-        for action in converge(desired(route, now), self._scene(route, now)):
+        scene = self._scene(route, now)
+        for action in converge(desired(route, now), scene):
             if concerns(action) in failed or (failed and isinstance(action, SetWeights)):
+                continue
+            if _repeats(action, scene) and self._knows(action, now):
                 continue
             try:
                 act(action, self._ports)
+                if not _repeats(action, scene):
+                    self._sight = None  # the world is another one now
             except (TemporaryError, ConflictError) as error:
                 self.trouble[route.name] = error.message
                 _log.warning("%s: %s", describe(action), error.message)
@@ -269,6 +306,17 @@ class Engine:
             else:
                 moved = moved or not isinstance(action, SetReplicas)
         return moved
+
+    def _knows(self, action: Action, now: float) -> bool:
+        """Says whether the fleet was told this very wish a moment ago; remembers it if not."""
+        if not isinstance(action, SetReplicas):
+            return False
+        key = (action.spec.route, action.spec.version)
+        told = self._told.get(key)
+        if told is not None and told[0] == action.spec and 0 <= now - told[1] < REPEAT_S:
+            return True
+        self._told[key] = (action.spec, now)
+        return False
 
     def _note_failure(
         self, route: Route, action: Action, error: PermanentError, lease: Lease
@@ -283,6 +331,26 @@ class Engine:
             release=release.id, action=describe(action), reason=error.message, permanent=True
         )
         self._append(release, (failed,), lease)
+
+
+def _repeats(action: Action, scene: Scene) -> bool:
+    """Says whether `action` only repeats a wish that is met already."""
+    if not isinstance(action, SetReplicas):
+        return False
+    have = sum(replica.version == action.spec.version for replica in scene.replicas)
+    return have == action.spec.count
+
+
+def _see(ports: Ports) -> _Sight:
+    """Returns everything that gateway and fleet show, by route."""
+    view = ports.gateway.view()
+    replicas: dict[str, list[Replica]] = defaultdict(list)
+    for replica in ports.fleet.replicas():
+        replicas[replica.route].append(replica)
+    pools: dict[str, dict[str, PoolView]] = defaultdict(dict)
+    for (route, version), pool in view.pools.items():
+        pools[route][version] = pool
+    return _Sight(routes=view.routes, pools=pools, replicas=replicas)
 
 
 def _kept(route: Route, now: float) -> frozenset[str]:
