@@ -8,7 +8,7 @@ BENCH := $(VENV)/bench
 OUT ?= .demo
 EXTRAS := $(if $(filter all,$(LOCKGATE_REQUIRE)),dev transformers,dev)
 
-.PHONY: demo test test-s3 lint bench bench-store models sanitize fuzz clean
+.PHONY: demo test test-s3 lint bench bench-store bench-judge models sanitize fuzz clean
 
 demo: $(DEMO)/ready
 	rm -rf $(OUT)
@@ -33,6 +33,11 @@ bench: $(DEV)/ready
 	for bench in $(filter-out %/bench_store.py,$(wildcard tests/bench/bench_*.py)); do \
 		echo "== $$bench"; $(DEV)/bin/python $$bench || exit 1; done
 	$(DEV)/bin/python tests/bench/bench_store.py --quick
+
+# The judge beside six other methods, and the engine at many releases; JUDGE_BENCH=--quick is shorter.
+bench-judge: $(DEV)/ready
+	$(DEV)/bin/python tests/bench/bench_judge.py $(JUDGE_BENCH)
+	$(DEV)/bin/python tests/bench/bench_engine.py
 
 # The store beside its peers, about an hour; STORE_BENCH takes options, as --quick or --only sizes.
 bench-store: $(BENCH)/ready
