@@ -14,6 +14,8 @@ from lockgate.core.units import duration
 
 Json = dict[str, Any]
 _BAR = 40
+_WIDE = 10.0
+"""A difference of more than ten times the baseline is no bound that says anything."""
 _MARKS = {"pass": ("✔", "green"), "fail": ("✘", "red"), "hold": ("●", "yellow")}
 _PHASES = {
     "promoted": "green", "reverted": "red", "failed": "red", "refused": "red",
@@ -94,13 +96,22 @@ def check_line(check: Json) -> Text:
         line.append(f"limit {figure(check['limit'], check['unit'])}  ", style="dim")
     line.append(f"n={check['n_baseline']:,} → {check['n']:,}  ", style="dim")
     if check["e_value"] is not None:
-        line.append(f"against {check['e_value']:.3g} of {check['threshold']:g}  ", style="dim")
+        line.append(
+            f"against {evidence(check['e_value'])} of {check['threshold']:g}  ", style="dim"
+        )
     if check["proof"] is not None:
-        line.append(f"for {check['proof']:.3g} of {check['proof_threshold']:g}  ", style="dim")
-    if check["low"] is not None:
+        line.append(
+            f"for {evidence(check['proof'])} of {check['proof_threshold']:g}  ", style="dim"
+        )
+    if check["low"] is not None and check["high"] is not None and check["high"] < _WIDE:
         line.append(f"{100 * check['low']:+.3g}…{100 * check['high']:+.3g}%  ", style="dim")
     line.append(check["outcome"], style=style)
     return line
+
+
+def evidence(value: float) -> str:
+    """Returns an e-value; beyond a million nobody needs its digits."""
+    return "> 1e6" if value > 1e6 else f"{value:.3g}"
 
 
 def figure(value: float | None, unit: str) -> str:

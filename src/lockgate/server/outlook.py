@@ -27,7 +27,7 @@ def outlook(plan: Plan, samples: Sequence[Sample]) -> dict[str, Any] | None:
     over_s = samples[-1].at - samples[0].at
     if over_s <= 0:
         return None
-    guess = _guess(plan, samples, (len(samples) - 1) / over_s)
+    guess = _guess(plan, samples, float(f"{(len(samples) - 1) / over_s:.2g}"))
     stages = [Stage(share=step.weight / WHOLE, min_s=step.bake_s) for step in plan.steps]
     found = forecast(plan.rules, stages, guess)
     return {
