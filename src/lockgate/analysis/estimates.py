@@ -246,6 +246,11 @@ class Tally:
         ratio = ours / theirs
         return int(n), int(m), value, baseline, ratio * exp(-wide) - 1, ratio * exp(wide) - 1
 
+    def baseline(self) -> tuple[int, int]:
+        """Returns the baseline's events and requests, as they were counted."""
+        cells = self._cells.values()
+        return int(sum(cell[4] for cell in cells)), int(sum(cell[3] for cell in cells))
+
     def state(self) -> list[list[float]]:
         """Returns it as JSON values."""
         return [[level, *cell] for level, cell in sorted(self._cells.items())]

@@ -148,7 +148,7 @@ class Detector:
     def __init__(self, chance: float, *, rounds: float) -> None:
         if not 0 < chance < 1 or rounds < 1:
             raise UsageError(f"a detector needs 0 < chance < 1 and rounds >= 1, not {chance}")
-        self._chance = chance
+        self.chance = chance
         self._rates = np.minimum(chance * _WORSE, (1 + chance) / 2)
         self._threshold = log(rounds)
         self._logs = np.full(len(self._rates), -MAX_LOG)
@@ -156,8 +156,8 @@ class Detector:
     def add(self, hits: int, count: int) -> bool:
         """Takes a round's counts; says whether the alarm is on."""
         if count > 0 and 0 <= hits <= count:
-            ups = np.log(self._rates / self._chance)
-            downs = np.log1p(-self._rates) - np.log1p(-self._chance)
+            ups = np.log(self._rates / self.chance)
+            downs = np.log1p(-self._rates) - np.log1p(-self.chance)
             grown = np.logaddexp(self._logs, 0.0) + hits * ups + (count - hits) * downs
             self._logs = np.clip(grown, -MAX_LOG, MAX_LOG)
         return self.alarm
@@ -181,10 +181,15 @@ def stored_chance(values: Floats, limit: float, *, tolerate: float = 0.0) -> flo
 
     The upper end of a 99 % interval (Wilson 1927) times what is tolerated, for `Detector`.
     """
-    n = len(values)
-    if not n:
+    if not len(values):
         raise UsageError("there is nothing stored of the old version")
-    z, p = 2.326, float(np.mean(values > limit))
+    upper = upper_rate(int(np.sum(values > limit)), len(values))
+    return min(max(upper * (1 + tolerate), 1e-9), 1 - 1e-9)
+
+
+def upper_rate(hits: int, n: int) -> float:
+    """Returns the upper end of a 99 % interval of a rate (Wilson 1927); `n` is above 0."""
+    z, p = 2.326, hits / n
     middle = p + z * z / (2 * n)
     upper: float = (middle + z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5) / (1 + z * z / n)
-    return min(max(upper * (1 + tolerate), 1e-9), 1 - 1e-9)
+    return upper

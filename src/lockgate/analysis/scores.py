@@ -117,6 +117,7 @@ class ScoreTrack:
         self._carry: Rows = empty(("at", "arm", "share", signal.column, *self._adjust))
         self.sketch = Sketch(linear=signal.measure == "score")
         self.safe_best = self.sane_best = 0.0
+        self.changed = ""
 
     def fold(self, rows: Rows, seen: Rows) -> None:  # noqa: ARG002
         """See `Track`; bets wait for the bucket."""

@@ -22,12 +22,17 @@ from lockgate.analysis.bets import (
 )
 from lockgate.analysis.checks import Check, Signal
 from lockgate.analysis.estimates import Sketch, Tally
+from lockgate.analysis.guards import Detector, upper_rate
 from lockgate.analysis.rows import Rows
 
 SANE_RATIO, SANE_RATE, SANE_TIMES = 5.0, 0.05, 2.0
 """A disaster: events five times as often and over 5 %, times twice as long, scores halved."""
 
+RUN_LENGTH = 1e5
+"""Rounds (stretches of a bucket) until a false alarm at 100 %, on average, at least."""
+
 _SHADOW = 0.1
+_KNOWN = 50
 _UP = np.array([1.4, 2.0, 3.5, 8.0, 25.0, 100.0])
 _UP_WEIGHTS = np.array([0.12, 0.36, 0.12, 0.1, 0.24, 0.06])
 
@@ -39,6 +44,7 @@ class Track(Protocol):
     signal: Signal
     safe_best: float
     sane_best: float
+    changed: str
 
     def fold(self, rows: Rows, seen: Rows) -> None:
         """Takes a stretch of the log: `rows` may be bet on, `seen` are all of them."""
@@ -129,12 +135,16 @@ class EventTrack:
         self.tally = Tally()
         self.hits, self.n = 0, 0
         self.safe_best = self.sane_best = 0.0
+        self.changed = ""
+        self._alone: Detector | None = None
+        self._alone_seen = [0, 0]
 
     def fold(self, rows: Rows, seen: Rows) -> None:
-        """See `Track`."""
+        """See `Track`. Requests that only the candidate could get are a round of its detector."""
         values = seen[self.signal.column]
         known = ~np.isnan(values)
         mine = known & (seen["arm"] == 1)
+        self._watch(values[mine & (seen["share"] >= 1)])
         self.n += int(np.sum(mine))
         self.hits += int(np.sum(values[mine]))
         drawn = known & (seen["share"] > 0) & (seen["share"] < 1)
@@ -146,6 +156,24 @@ class EventTrack:
         ):
             wealth.grow(event_bets(arms, shares, null, ratios))
         self._latch()
+
+    def _watch(self, values: Floats) -> None:
+        """Compares what the candidate does alone with what the baseline did beside it."""
+        hits0, n0 = self.tally.baseline()
+        if not len(values) or (self._alone is None and n0 < _KNOWN):
+            return
+        margin = 1 + (self.check.worse_by_at_most or 0.0)
+        if self._alone is None:
+            usual = max(upper_rate(hits0, n0) * margin, self.check.floor or 0.0)
+            self._alone = Detector(min(usual, 0.99), rounds=RUN_LENGTH)
+        self._alone_seen[0] += int(np.sum(values))
+        self._alone_seen[1] += len(values)
+        if self._alone.add(int(np.sum(values)), len(values)) and not self.changed:
+            hits, n = self._alone_seen
+            self.changed = (
+                f"{self.signal.name} became worse when the candidate had all traffic: {hits} of "
+                f"{n} requests, the baseline's were {hits0} of {n0}"
+            )
 
     def settle(self, rows: Rows) -> None:
         """See `Track`; events have no buckets."""
@@ -193,6 +221,8 @@ class EventTrack:
             "fail": self._fail.state(), "safe": self._safe.state(), "sane": self._sane.state(),
             "shadows": self._shadows.state(), "tally": self.tally.state(),
             "hits": self.hits, "n": self.n, "best": [self.safe_best, self.sane_best],
+            "changed": self.changed, "alone_seen": list(self._alone_seen),
+            "alone": self._alone and [self._alone.chance, *self._alone.state()],
         }  # fmt: skip
 
     def load(self, state: object) -> None:
@@ -202,6 +232,11 @@ class EventTrack:
         self._shadows.load(values["shadows"])
         self.tally.load(values["tally"])
         self.hits, self.n = int(cast("int", values["hits"])), int(cast("int", values["n"]))
+        self.changed = str(values["changed"])
+        self._alone_seen = [int(n) for n in cast("list[int]", values["alone_seen"])]
+        if alone := cast("list[float] | None", values["alone"]):
+            self._alone = Detector(alone[0], rounds=RUN_LENGTH)
+            self._alone.load(alone[1:])
         self.safe_best, self.sane_best = cast("list[float]", values["best"])
 
 
@@ -229,6 +264,7 @@ class LimitTrack:
         self._beyond = [0, 0]
         self.n = 0
         self.safe_best = self.sane_best = 0.0
+        self.changed = ""
 
     def fold(self, rows: Rows, seen: Rows) -> None:  # noqa: ARG002
         """See `Track`."""

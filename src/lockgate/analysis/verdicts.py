@@ -61,6 +61,8 @@ def verdict_of(reading: Reading, look: Look) -> Verdict:
     total = log_mean_exp(np.array([fails[i] for i in deciding])) if deciding else 0.0
     failed = bool(reading.guilty) or (bool(deciding) and total >= -log(rules.alpha))
     blamed = _blamed({i: fails[i] for i in deciding}, rules.alpha) if failed else set()
+    changed = {i for i in deciding if reading.tracks[i].changed}
+    failed, blamed = failed or bool(changed), blamed | changed
     checks = tuple(
         _result(track, reading, look, fail=fails[i], logs=logs[i], guilty=i in blamed)
         for i, track in enumerate(reading.tracks)
@@ -135,7 +137,9 @@ def _result(
     missing = None if proven else _missing(track, reading, numbers, now, sane=sane)
     outcome: Outcome = "fail" if guilty else "pass" if proven else "hold"
     words = _told(numbers, signal)
-    if guilty:
+    if guilty and track.changed and fail < -log(rules.alpha):
+        reason = track.changed
+    elif guilty:
         reason = f"{signal.name} is worse: {words}, evidence {exp(min(fail, MAX_LOG)):.3g} of "
         reason += f"{1 / rules.alpha:.3g}"
     elif proven:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from lockgate.analysis.bets import event_bets
+from lockgate.analysis.checks import Check, JudgeRules
 from lockgate.analysis.guards import (
     Aggregates,
     Delta,
@@ -20,6 +22,9 @@ from lockgate.analysis.guards import (
     stored_chance,
 )
 from lockgate.core.errors import UsageError
+from lockgate.core.traffic import Sample
+
+from .made import NEW, case_of, judge, resumed, sample, traffic
 
 
 def test_a_burn_needs_both_windows() -> None:
@@ -122,3 +127,48 @@ def test_what_is_stored_of_the_old_version_gives_an_upper_bound() -> None:
     assert stored_chance(values, 0.95, tolerate=0.5) > 0.075
     with pytest.raises(UsageError):
         stored_chance(np.array([]), 1.0)
+
+
+ERRORS = JudgeRules(
+    checks=(Check(signal="error_rate", worse_by_at_most=0.5, floor=0.02),), alpha=0.05, bucket_s=5
+)
+
+
+def alone(seed: int, rate: float, *, count: int = 3000) -> list[Sample]:
+    """A canary at a half, then requests that only the candidate gets, `rate` of which fail."""
+    before = traffic(seed, count=2000, share=(0.5, 0.5), errors=(0.01, 0.01))
+    draw = np.random.default_rng(seed + 1000)
+    start = before[-1].at + 1
+    after = [
+        sample(start + i / 10, version=NEW, propensity=1.0, revision=2,
+               status=500 if draw.random() < rate else 200)
+        for i in range(count)
+    ]  # fmt: skip
+    return before + after
+
+
+def test_a_version_that_turns_bad_at_100_percent_is_found_without_a_baseline() -> None:
+    log = alone(1, 0.08)
+    verdict = judge(log, ERRORS, need="seen", since_revision=2)
+    assert verdict.outcome == "fail"
+    assert "became worse when the candidate had all traffic" in verdict.reason
+    early = judge(log[:2400], ERRORS, need="seen", since_revision=2)  # 400 requests alone
+    assert early.outcome == "fail"
+
+
+def test_one_that_stays_as_it_was_is_left_alone() -> None:
+    outcomes = [
+        judge(alone(seed, 0.01, count=6000), ERRORS, need="seen", since_revision=2).outcome
+        for seed in range(20)
+    ]
+    assert outcomes == ["pass"] * 20
+
+
+def test_what_was_seen_alone_survives_a_restart() -> None:
+    log = alone(3, 0.05)
+    whole = case_of(log, ERRORS)
+    for cut in (2100, 2300, 2900):
+        first = case_of(log[:cut], ERRORS)
+        again = resumed(json.loads(json.dumps(first.state())), ERRORS)
+        again.add(log[cut:])
+        assert again.state() == whole.state()
