@@ -40,6 +40,7 @@ _TIMEOUTS = frozenset({"UT", "SI", "DT"})
 _REFUSALS = (403, 429)
 _TYPES = {"revision": "<i8", "kind": "|i1", "unit": "<u8", "id": "<u8", "arm": "|i1"}
 _FURTHEST_S = 1e12
+_LARGEST = 0xFFFF_FFFF_FFFF_FFFF
 _BITS = 1 << 20
 _PROBES = 4
 _PENDING = 4096
@@ -82,11 +83,16 @@ class Reader:
             "share": np.round(np.where(arms == 1, shares, 1.0 - shares), 9),
             "revision": np.array(revision, dtype=np.int64),
         }
-        kinds = np.array(mirrored, dtype=np.int8) * MIRRORED
-        kinds += np.array([bool(s) for s in scores], dtype=np.int8) * SCORED
-        kinds += np.array([u is not None for u in unit], dtype=np.int8) * STICKY
+        kinds = np.zeros(len(samples), dtype=np.int8)
+        if any(mirrored):
+            kinds += np.array(mirrored, dtype=np.int8) * MIRRORED
+        if any(scores):
+            kinds += np.array([bool(s) for s in scores], dtype=np.int8) * SCORED
+        rows["unit"] = np.zeros(len(samples), dtype=np.uint64)
+        if unit.count(None) < len(unit):
+            kinds += np.array([u is not None for u in unit], dtype=np.int8) * STICKY
+            rows["unit"] = np.array([(u or 0) & _LARGEST for u in unit], dtype=np.uint64)
         rows["kind"] = kinds
-        rows["unit"] = np.array([(u or 0) & 0xFFFF_FFFF_FFFF_FFFF for u in unit], dtype=np.uint64)
         rows["id"] = self._ids(samples, kinds)
         seen = _Seen(
             status=np.array(status, dtype=np.float64),
@@ -130,7 +136,9 @@ class _Seen:
     ) -> None:  # fmt: skip
         self.status, self.duration, self.first, self.tokens = status, duration, first, tokens
         self.scores, self.scored = scores, scored
-        self.flagged = np.array([bool(flag) for flag in flags])
+        self.flagged = np.zeros(len(flags), dtype=np.bool_)
+        if any(flags):
+            self.flagged = np.array([bool(flag) for flag in flags])
         self.flags = flags
         self.failed = (status == 0) | (status >= 500) | self.flagged
 
