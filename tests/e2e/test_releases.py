@@ -18,6 +18,7 @@ import pytest
 
 from .calls import Callers
 from .conftest import Site, end
+from .test_kills import kinds
 
 pytestmark = pytest.mark.e2e
 
@@ -241,3 +242,45 @@ def test_a_block_holds_a_real_release_until_it_is_lifted(site: Site, callers: Ca
     site.run("unblock", MODEL, "--reason", "over")
     assert site.ended(name)["phase"] == "promoted"
     assert callers.failed == []
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_the_server_is_killed_after_every_event_of_each_strategy(
+    tmp_path: Path, strategy: str
+) -> None:
+    """Callers notice nothing, everybody is moved, the ledger is whole."""
+    settings = STRATEGIES[strategy]
+    site = Site(tmp_path)
+    try:
+        site.start()
+        serve(site, settings.get("replicas", 1))
+        publish(site, "as good", salt=1)
+        with Callers(site.address, [sums] * 4, pause_s=0.004) as callers:
+            callers.wait_for(50)
+            wanted = {"strategy": {"canary": [50, 100], **FAST}, "checks": CHECKS, **settings}
+            name = site.open(MODEL, 2, runtime=RUNTIME, **wanted)
+            kills, seen, deadline = 0, 0, time.monotonic() + 150
+            while time.monotonic() < deadline:
+                told = kinds(site, name)
+                if "ReleasePromoted" in told:
+                    break
+                if len(told) > seen:
+                    seen = len(told)
+                    site.kill()
+                    kills += 1
+                    callers.wait_for(len(callers.calls) + 20)  # the data plane goes on alone
+                    site.start()
+                time.sleep(0.05)
+            callers.wait_for(len(callers.calls) + 50)
+        assert kills >= 3
+        assert callers.failed == [], callers.failed[:3]
+        view = site.ended(name)
+        assert view["phase"] == "promoted", (view["rollback"], view["verdict"])
+        told = [event["kind"] for event in view["timeline"]]
+        assert told.count("StepStarted") == told.count("TrafficShifted") == len(view["steps"])
+        site.run("audit", "--verify")
+        new = site.json("show", MODEL, "v2")["digest"]
+        mine = [row for row in site.json("fleet") if row["version"] == new]
+        assert len(mine) == settings.get("replicas", 1)
+    finally:
+        end(site)
