@@ -77,7 +77,7 @@ class Teller(Protocol):
 def spec(model: str, version: int, *, bake_s: float, steps: Sequence[float]) -> dict[str, Any]:
     """Returns the demo's release spec for a model's version."""
     checks: list[dict[str, str]] = [
-        {"signal": "error_rate", "worse_by_at_most": "25%", "floor": "1%"},
+        {"signal": "error_rate", "worse_by_at_most": "25%", "floor": "3%"},
         {"signal": "latency_p50", "worse_by_at_most": "50%"},
     ]
     return {
@@ -185,7 +185,7 @@ class _Run:
         names = []
         for model, name in ((CHAT, "chat"), (CREDIT, "credit")):
             self._publish(self._models / f"{name}-v{version}", model)
-            asked = spec(model, version, bake_s=bake_s, steps=(10, 50, 100))
+            asked = spec(model, version, bake_s=bake_s, steps=(20, 50, 100))
             names.append(self._client.release({"spec": asked})["release"])
         self._wait(names)
 
