@@ -125,7 +125,9 @@ class JudgeRules:
 
     `alpha` bounds the probability of ever failing a candidate that meets every check, `beta` that
     of ever calling one safe that is worse by more than a check allows; both whenever one looks.
-    `adjust` names covariates known before the assignment that are regressed out of times. Times in
+    `adjust` names covariates known before the assignment that are regressed out of times. `slo` is
+    the share of requests that shall not fail: a candidate that burns its error budget too fast
+    fails, whatever the baseline does (None: no such objective). Times in
     seconds: the length of a bucket, and how long after its end a bucket waits at most.
     """
 
@@ -135,6 +137,7 @@ class JudgeRules:
     bucket_s: float = 10.0
     max_lag_s: float = 600.0
     adjust: tuple[str, ...] = ()
+    slo: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,49 @@ def burning(counts: Mapping[float, tuple[int, int]], objective: float) -> str | 
     return None
 
 
+class Burn:
+    """Counts one version's requests and failures by the minute, for as long as `BURNS` look back.
+
+    Minutes are of the log's clock: the latest minute counted is now.
+    """
+
+    def __init__(self, objective: float) -> None:
+        self._objective = objective
+        self._minutes: dict[int, list[int]] = {}
+
+    def add(self, at: Floats, failed: Floats) -> None:
+        """Counts requests that arrived at `at` (s), `failed` being 0 or 1; shapes (n,)."""
+        if not len(at):
+            return
+        minutes = np.floor(at / 60.0).astype(np.int64)
+        for minute in np.unique(minutes).tolist():
+            mine = minutes == minute
+            cell = self._minutes.setdefault(minute, [0, 0])
+            cell[0] += int(np.sum(failed[mine]))
+            cell[1] += int(np.sum(mine))
+        oldest = max(self._minutes) - int(max(long for _, _, long in BURNS) // 60)
+        self._minutes = {m: cell for m, cell in sorted(self._minutes.items()) if m > oldest}
+
+    @property
+    def alarm(self) -> str | None:
+        """What `burning` says of the minutes counted."""
+        if not self._minutes:
+            return None
+        now, counts = max(self._minutes), {}
+        for window in sorted({w for _, short, long in BURNS for w in (short, long)}):
+            cells = [c for m, c in self._minutes.items() if m > now - window / 60]
+            counts[window] = (sum(c[0] for c in cells), sum(c[1] for c in cells))
+        return burning(counts, self._objective)
+
+    def state(self) -> list[list[int]]:
+        """Returns it as JSON values."""
+        return [[minute, *cell] for minute, cell in self._minutes.items()]
+
+    def load(self, state: object) -> None:
+        """Becomes what `state` was taken of."""
+        self._minutes = {m: [bad, n] for m, bad, n in cast("list[list[int]]", state)}
+
+
 def lost(recorded: int, sent: int, *, tolerated: float = 0.01, alpha: float = 0.001) -> str | None:
     """Returns a sentence when more rows than `tolerated` (a share) are missing, or None.
 

@@ -19,6 +19,7 @@ import numpy as np
 from lockgate.analysis.bets import Floats, Wealth, log_mean_exp
 from lockgate.analysis.checks import Case, JudgeRules, Look, find_signal
 from lockgate.analysis.estimates import Sketch
+from lockgate.analysis.guards import Burn
 from lockgate.analysis.rows import (
     MIRRORED,
     SCORED,
@@ -79,7 +80,11 @@ class SequentialCase:
         self._of = sha256(repr((_FORMAT, rules, candidate, baseline)).encode()).hexdigest()
         pairs = [(check, find_signal(check.signal)) for check in rules.checks]
         self._tracks = [make_track(check, signal, rules.adjust) for check, signal in pairs]
-        self._reader = Reader((s for _, s in pairs), rules.adjust, candidate, baseline)
+        needed = [signal for _, signal in pairs]
+        self._burn = None if rules.slo is None else Burn(rules.slo)
+        if self._burn is not None:
+            needed.append(find_signal("error_rate"))
+        self._reader = Reader(needed, rules.adjust, candidate, baseline)
         self._sessions = Sessions()
         self._pairs = Pairs()
         self._ratio = Wealth(np.ones(len(_DRIFTS)))
@@ -164,6 +169,9 @@ class SequentialCase:
                     track.settle(late)
         for revision, n in _candidates(rows).items():
             self._seen[revision] = self._seen.get(revision, 0) + n
+        if self._burn is not None:
+            ours = (mine["arm"] == 1) & ~np.isnan(mine["error"])
+            self._burn.add(mine["at"][ours], mine["error"][ours])
         self._open = join([self._open, drawn]) if count(self._open) else drawn
         once, half = np.ones(count(drawn)), np.full(count(drawn), 0.5)
         self._durations.add(once, half, drawn["duration"])
@@ -216,6 +224,7 @@ class SequentialCase:
             over_s=max(self._clock - self._first, 0.0) if seen else 0.0,
             share=self._split[2] / self._split[0] if self._split[0] else 0.0,
             mismatch=self._mismatch(),
+            burning=self._burn.alarm if self._burn is not None else None,
             guilty=tuple(self._guilty),
         )
         return verdict_of(reading, look)
@@ -250,6 +259,7 @@ class SequentialCase:
             "split": list(self._split),
             "guilty": list(self._guilty),
             "best": self.best,
+            "burn": self._burn.state() if self._burn is not None else None,
         }
 
     def load(self, state: Mapping[str, object]) -> None:
@@ -263,6 +273,8 @@ class SequentialCase:
         for track, kept in zip(self._tracks, values["tracks"], strict=True):
             track.load(kept)
         self._reader.paired = values["paired"]
+        if self._burn is not None:
+            self._burn.load(values["burn"])
         self._sessions.load(values["sessions"])
         self._pairs.load(values["pairs"])
         self._ratio.load(values["ratio"])

@@ -24,7 +24,8 @@ _NOTHING = 10.0
 class Reading:
     """What a case knows at a moment, over `over_s` seconds and at a mean `share` of the candidate.
 
-    `guilty`: the evidence of every check when it was enough to fail, else empty.
+    `burning`: how the candidate burns its error budget. `guilty`: the evidence of every check when
+    it was enough to fail, else empty.
     """
 
     rules: JudgeRules
@@ -34,6 +35,7 @@ class Reading:
     over_s: float
     share: float
     mismatch: str | None
+    burning: str | None
     guilty: tuple[float, ...]
 
 
@@ -83,6 +85,8 @@ def _outcome(
     *,
     failed: bool,
 ) -> tuple[Outcome, str, float | None]:
+    if reading.burning is not None:
+        return "fail", reading.burning, None
     if reading.mismatch is not None:
         return "hold", reading.mismatch, None
     if failed:

@@ -174,6 +174,8 @@ def plan_lines(plan: Json) -> list[str]:
         f"  at most    {plan['alpha']:g} chance to fail a version that is not worse, "
         f"{plan['beta']:g} to pass one that is"
     )
+    if plan["slo"] is not None:
+        lines.append(f"  objective  {100 * plan['slo']:g}% of requests: it goes back when it burns")
     if plan["windows"]:
         lines.append(f"  only       {'; '.join(plan['windows'])}")
     lines.append(f"  earliest   {duration(plan['earliest_s'])}; {last}")

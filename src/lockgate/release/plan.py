@@ -66,7 +66,8 @@ class Plan:
     `limit`: replicas of both versions that may exist at once (None: no limit). It goes forward only
     in `windows` and after `not_before` (seconds since the epoch). `approvers` different people
     must allow a step that needs it, each not longer ago than `approval_expires_s`. `variant`: a
-    header and a value; who sends it gets the candidate. Copies of `score_share` of 10,000 requests
+    header and a value; who sends it gets the candidate. `slo`: the share of the candidate's
+    requests that shall not fail. Copies of `score_share` of 10,000 requests
     are answered by both versions, and the answers scored by `scorers` (name → definition).
     """
 
@@ -83,6 +84,7 @@ class Plan:
     beta: float = 0.05
     bucket_s: float = 10.0
     adjust: tuple[str, ...] = ()
+    slo: float | None = None
     on_fail: Literal["rollback", "hold"] = "rollback"
     on_deadline: Literal["rollback", "hold"] = "rollback"
     windows: tuple[str, ...] = ()
@@ -123,6 +125,7 @@ class Plan:
             beta=self.beta,
             bucket_s=self.bucket_s,
             adjust=self.adjust,
+            slo=self.slo,
         )
 
     def weights(self, step: int) -> dict[str, int]:

@@ -68,6 +68,7 @@ def make_plan(spec: ReleaseSpec, route: Route, candidate: VersionId, *, bytes_to
         beta=spec.beta,
         bucket_s=spec.bucket,
         adjust=spec.adjust,
+        slo=spec.slo,
         on_fail=spec.on_fail,
         on_deadline=spec.on_deadline,
         windows=spec.windows,

@@ -120,8 +120,12 @@ def view(**changes: Any) -> dict[str, Any]:
     """Returns a release as the server shows it."""
     steps = [{"weight": 1000, "percent": "10%", "state": "now", "approval": False},
              {"weight": 10000, "percent": "100%", "state": "later", "approval": True}]  # fmt: skip
-    verdict = {"outcome": "hold", "reason": "3 of 50 requests", "checks": [check()],
-               "ready_in_s": None}
+    verdict = {
+        "outcome": "hold",
+        "reason": "3 of 50 requests",
+        "checks": [check()],
+        "ready_in_s": None,
+    }
     replicas = [
         {"version": "v1", "ready": 2, "total": 2, "restarts": 0, "messages": []},
         {"version": "v2", "ready": 1, "total": 2, "restarts": 4, "messages": []},
@@ -249,16 +253,28 @@ def plan(**changes: Any) -> dict[str, Any]:
     more = {"mirror": 0, "replicas": None, "baseline_replicas": None, "need": "safe"}
     steps = [{**more, **step} for step in steps]
     checks = [
-        {"signal": "error_rate", "worse_by_at_most": 0.25, "at_most": None, "floor": 0.001,
-         "tolerate": 0.1, "dry_run": False},
-        {"signal": "latency_p95", "worse_by_at_most": None, "at_most": 0.8, "floor": None,
-         "tolerate": None, "dry_run": True},
+        {
+            "signal": "error_rate",
+            "worse_by_at_most": 0.25,
+            "at_most": None,
+            "floor": 0.001,
+            "tolerate": 0.1,
+            "dry_run": False,
+        },
+        {
+            "signal": "latency_p95",
+            "worse_by_at_most": None,
+            "at_most": 0.8,
+            "floor": None,
+            "tolerate": None,
+            "dry_run": True,
+        },
     ]
     return {
         "model": "acme/chat", "target": "local", "strategy": "canary", "bytes_to_move": 41_000_000,
         "baseline": {"number": 1, "digest": OLD}, "candidate": {"number": 2, "digest": NEW},
         "serving": {"replicas": 2}, "steps": steps, "checks": checks, "alpha": 0.01, "beta": 0.05,
-        "approvers": 1, "windows": [],
+        "approvers": 1, "windows": [], "slo": 0.999,
         "earliest_s": 600.0, "keep_previous_s": 3600.0, **changes,
     }  # fmt: skip
 
@@ -273,6 +289,7 @@ def test_a_plan_is_sentences() -> None:
     assert "error_rate worse by at most 25%" in text
     assert "latency_p95 limit 0.8" in text
     assert "0.01 chance" in text
+    assert "objective  99.9% of requests" in text
     assert "earliest   10m00s; previous version kept ready for 1h00m" in text
 
 

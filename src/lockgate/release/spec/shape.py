@@ -298,6 +298,7 @@ class ReleaseSpec(_Strict):
     beta: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     bucket: Duration = 10.0
     adjust: tuple[Literal["request_bytes"], ...] = ()
+    slo: Annotated[Ratio | None, Field(ge=0.5, lt=1)] = None
     on_fail: Literal["rollback", "hold"] = "rollback"
     on_deadline: Literal["rollback", "hold"] = "rollback"
     windows: tuple[Annotated[str, AfterValidator(_ours(lambda t: parse_window(t) and t))], ...] = ()

@@ -182,6 +182,7 @@ def _reading(api: APIRouter, control: Control) -> None:
                 found.plan.rules,
                 checks=tuple(check.check() for check in spec.checks),
                 alpha=spec.alpha, beta=spec.beta, bucket_s=spec.bucket, adjust=spec.adjust,
+                slo=spec.slo,
             )  # fmt: skip
         look = Look(now=found.opened_at, need="safe")
         told = control.docket.replay(control.engine.brief(found, rules), look, until=found.ended_at)
