@@ -241,7 +241,8 @@ class Engine:
     def _judge(self, release: Release, now: float) -> Verdict | None:
         plan, step = release.plan, release.plan.steps[release.step]
         under_way = release.phase in ("shifting", "baking") and release.evidence_from is not None
-        if not under_way or not (plan.checks or judged(release)):
+        asked = plan.checks or plan.slo is not None or judged(release)
+        if not under_way or not asked:
             return None
         looked = self._looks.get(release.id)
         fresh = looked is not None and looked.step == release.step
