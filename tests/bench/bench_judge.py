@@ -116,6 +116,7 @@ def power(runs: int, quiet_runs: int, alpha: float = 0.05) -> None:
     print(f"| effect | share | lockgate | {' | '.join(names)} | ratio to the best valid |")
     print("|---|---|---|" + "---|" * (len(names) + 1))
     valid = {share: quiet(share, quiet_runs, alpha) for share in SHARES}
+    quiet(0.0, max(quiet_runs // 5, 2), alpha, "ramp")  # told, and nothing follows from it
     ratios: list[tuple[str, float, float]] = []
     for effect in EFFECTS:
         for share in SHARES:
@@ -136,15 +137,18 @@ def power(runs: int, quiet_runs: int, alpha: float = 0.05) -> None:
           f"worst {max(known):.2f}; 0: no valid method finds it in half of the runs")  # fmt: skip
 
 
-def quiet(share: float, runs: int, alpha: float) -> set[str]:
-    """Returns the methods whose false alarms may be alpha at that share, constant load."""
+def quiet(share: float, runs: int, alpha: float, environment: str = "constant") -> set[str]:
+    """Returns the methods whose false alarms may be alpha at that share and in that environment."""
     hits = dict.fromkeys(BASELINES, 0)
     for seed in range(runs):
-        looks = Looks(release(2_000_000 + seed, share=share))
+        looks = Looks(release(2_000_000 + seed, share=share, environment=environment))
         for name, method in BASELINES.items():
             hits[name] += method(looks, alpha) < NEVER
     wide = 2.58 / 1.96
-    print(f"unchanged, share {share}: " + ", ".join(f"{n} {h / runs:.3f}" for n, h in hits.items()))
+    print(
+        f"unchanged, {environment}, {share}: "
+        + ", ".join(f"{n} {h / runs:.3f}" for n, h in hits.items())
+    )
     return {
         name
         for name, n in hits.items()

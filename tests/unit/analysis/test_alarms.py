@@ -15,7 +15,7 @@ from lockgate.core.traffic import Sample
 from .made import NEW, OLD, RULES, judge, traffic
 
 STRICT = replace(RULES, checks=tuple(replace(c, tolerate=0.0, floor=None) for c in RULES.checks))
-RUNS = 60
+RUNS = 45
 
 
 def at_most(hits: int, chance: float) -> bool:
@@ -81,7 +81,7 @@ def test_a_version_at_the_margin_is_called_safe_in_at_most_beta(
 ) -> None:
     rules = replace(RULES, checks=(replace(check, floor=None),), alpha=1e-6)
     hits = sum(
-        judge(traffic(seed, count=1500, share=(0.3, 0.5), **options), rules).outcome == "pass"  # type: ignore[arg-type]
+        judge(traffic(seed, count=1200, share=(0.3, 0.5), **options), rules).outcome == "pass"  # type: ignore[arg-type]
         for seed in range(RUNS)
     )
     assert at_most(hits, rules.beta)
@@ -97,7 +97,7 @@ def test_a_version_that_is_worse_by_what_is_tolerated_fails_in_at_most_alpha(
 ) -> None:
     rules = replace(RULES, checks=(replace(check, floor=None),))
     hits = sum(
-        judge(traffic(seed, count=1500, share=(0.3, 0.5), **options), rules).outcome == "fail"  # type: ignore[arg-type]
+        judge(traffic(seed, count=1200, share=(0.3, 0.5), **options), rules).outcome == "fail"  # type: ignore[arg-type]
         for seed in range(RUNS)
     )
     assert at_most(hits, rules.alpha)

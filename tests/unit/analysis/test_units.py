@@ -50,7 +50,7 @@ def alarms(unit: bool, runs: int = 100) -> int:
 
 
 def test_sessions_are_the_units_where_requests_would_alarm_for_nothing() -> None:
-    runs = 80
+    runs = 60
     assert alarms(unit=True, runs=runs) / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
     assert alarms(unit=False, runs=runs) / runs > 0.12
 
@@ -112,7 +112,7 @@ def test_shadow_copies_prove_and_disprove_before_any_caller_waits() -> None:
 
 
 def test_unchanged_shadows_alarm_at_most_alpha() -> None:
-    runs, rules = 150, replace(RULES, checks=tuple(replace(c, tolerate=0.0) for c in RULES.checks))
+    runs, rules = 70, replace(RULES, checks=tuple(replace(c, tolerate=0.0) for c in RULES.checks))
     hits = sum(judge(shadows(seed, count=250), rules).outcome == "fail" for seed in range(runs))
     assert hits / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
 
