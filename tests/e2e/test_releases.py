@@ -119,6 +119,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
                    "checks": [{"signal": "error_rate", "at_most": "5%"}]},
     "shadow": {"strategy": {"shadow": {"share": 50, "last": "2s", "min_requests": 20},
                             "canary": [50, 100], **FAST}},
+    "twin": {"strategy": {"canary": [20, 50, 100], "compare": "twin", **FAST}},
     "ab": {"strategy": {"ab": {"share": 50, "last": "2s"}, **FAST}},
 }  # fmt: skip
 

@@ -61,6 +61,18 @@ Weights = Mapping[str, int]
 
 WHOLE = 10_000
 
+_TWIN = "twin:"
+
+
+def twin_of(version: str) -> str:
+    """Returns the name under which fresh replicas of `version` are compared with a candidate."""
+    return _TWIN + version
+
+
+def without_twin(version: str) -> str:
+    """Returns the version that a name of either kind stands for."""
+    return version.removeprefix(_TWIN)
+
 
 def check_weights(weights: Weights) -> Weights:
     """Returns `weights` when none is negative and they add up to 10,000; else UsageError."""

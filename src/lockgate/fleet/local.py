@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lockgate.core.digests import hex_of
 from lockgate.core.errors import ConflictError
+from lockgate.core.traffic import without_twin
 from lockgate.fleet.api import Replica, ReplicaSpec
 from lockgate.fleet.replica import Supervisor, load
 from lockgate.host.detached import Lock
@@ -82,8 +83,8 @@ class LocalFleet:
     def _sweep(self) -> None:
         """Forgets replicas that are drained and gone."""
         gone = [name for name, found in self._supervisors.items() if not found.is_alive()]
-        versions = {self._supervisors.pop(name).spec.version for name in gone}
-        left = {found.spec.version for found in self._supervisors.values()}
+        versions = {without_twin(self._supervisors.pop(name).spec.version) for name in gone}
+        left = {without_twin(found.spec.version) for found in self._supervisors.values()}
         if self._dropped is not None:
             for version in versions - left:
                 self._dropped(version)
@@ -110,4 +111,6 @@ class LocalFleet:
 def replica_name(spec: ReplicaSpec, index: int) -> str:
     """Returns the folder name of one replica: route, version and place in it."""
     route = _UNSAFE.sub("-", spec.route)
-    return f"{route}.{hex_of(spec.version)[:16]}.{index}"
+    real = without_twin(spec.version)
+    twin = "" if real == spec.version else "twin-"
+    return f"{route}.{twin}{hex_of(real)[:16]}.{index}"

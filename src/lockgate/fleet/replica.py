@@ -20,7 +20,7 @@ from pathlib import Path
 from lockgate.core import canonical
 from lockgate.core.codec import from_json, to_json
 from lockgate.core.errors import IntegrityError, LockgateError
-from lockgate.core.traffic import Endpoint
+from lockgate.core.traffic import Endpoint, without_twin
 from lockgate.fleet.api import Job, Probe, Replica, ReplicaSpec, ReplicaState
 from lockgate.fleet.runtimes.choose import choose
 from lockgate.host.detached import Detached
@@ -134,14 +134,14 @@ class Supervisor(threading.Thread):
             return False
         spec = self._record.spec
         self._show("starting", "restoring its files")
-        folder = self._files(spec.version)
+        folder = self._files(without_twin(spec.version))
         port = self._record.port if self._record.was_ready else free_port()
         runtime = choose(folder, spec.runtime)
         launch = runtime.launch(
             Job(
                 folder=folder,
                 model=spec.route.rpartition("@")[0],
-                version=spec.version,
+                version=without_twin(spec.version),
                 endpoint=Endpoint(host=_HOST, port=port),
                 options=spec.options,
             )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lockgate.analysis.checks import Case, Judge, JudgeRules, Look
 from lockgate.core.codec import to_json
 from lockgate.core.digests import digest_of_value
 from lockgate.core.errors import IntegrityError
+from lockgate.core.traffic import Sample
 from lockgate.core.verdict import Verdict
 from lockgate.observe.api import Cases, Kept, Samples
 
@@ -20,7 +21,11 @@ _KEEP_EVERY = 50_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brief:
-    """What a release's case is about. `after` is the position of the samples where it begins."""
+    """What a release's case is about. `after` is the position of the samples where it begins.
+
+    `even`: both versions have the same share, and others have the rest; a request that one of the
+    two got was a fair coin between them.
+    """
 
     release: str
     route: str
@@ -28,6 +33,7 @@ class Brief:
     baseline: str | None
     rules: JudgeRules
     after: int
+    even: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +86,7 @@ class Docket:
         while True:
             page, position = self._samples.read(brief.route, after=position, limit=_STRIDE)
             ours = [row for row in page if until is None or row.at <= until]
-            case.add(ours)
+            case.add(_drawn(brief, ours))
             count += len(ours)
             now = ours[-1].at if ours else look.now
             yield count, case.verdict(replace(look, now=now))
@@ -115,13 +121,24 @@ class Docket:
         position, kept = known.position, known.kept
         while True:
             samples, position = self._samples.read(known.brief.route, after=position, limit=_PAGE)
-            known.case.add(samples)
+            known.case.add(_drawn(known.brief, samples))
             if position - kept >= _KEEP_EVERY:
                 state = {"rules": _name(known.brief), "case": known.case.state()}
                 self._cases.keep(known.brief.release, Kept(position=position, state=state))
                 kept = position
             if len(samples) < _PAGE:
                 return replace(known, position=position, kept=kept)
+
+
+def _drawn(brief: Brief, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Returns the samples with the chance of their version among the two that are compared."""
+    if not brief.even:
+        return samples
+    two = (brief.candidate, brief.baseline)
+    return [
+        replace(s, propensity=0.5) if s.version in two and 0 < s.propensity < 1 else s
+        for s in samples
+    ]
 
 
 def _name(brief: Brief) -> str:

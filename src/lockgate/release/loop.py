@@ -112,7 +112,8 @@ class Engine:
             release=release.id,
             route=plan.route,
             candidate=plan.candidate.digest,
-            baseline=plan.baseline.digest if plan.baseline else None,
+            baseline=plan.rival,
+            even=plan.twin,
             rules=rules or plan.rules,
             after=release.samples_from,
         )

@@ -10,7 +10,7 @@ from lockgate.analysis.checks import Check, JudgeRules
 from lockgate.core.codec import to_json
 from lockgate.core.digests import Digest, digest_of_value
 from lockgate.core.events import VersionId
-from lockgate.core.traffic import WHOLE
+from lockgate.core.traffic import WHOLE, twin_of
 
 StrategyName = Literal["canary", "blue-green", "rolling", "in-place", "ab", "shadow", "direct"]
 Need = Literal["safe", "sane", "seen"]
@@ -66,9 +66,10 @@ class Plan:
     `limit`: replicas of both versions that may exist at once (None: no limit). It goes forward only
     in `windows` and after `not_before` (seconds since the epoch). `approvers` different people
     must allow a step that needs it, each not longer ago than `approval_expires_s`. `variant`: a
-    header and a value; who sends it gets the candidate. `slo`: the share of the candidate's
-    requests that shall not fail. Copies of `score_share` of 10,000 requests
-    are answered by both versions, and the answers scored by `scorers` (name → definition).
+    header and a value; who sends it gets the candidate. `twin`: fresh replicas of the baseline get
+    the candidate's share, and are compared with it, not those that serve. `slo`: the share of the
+    candidate's requests that shall not fail. Copies of `score_share` of 10,000 requests are
+    answered by both versions, and the answers scored by `scorers` (name → definition).
     """
 
     model: str
@@ -93,6 +94,7 @@ class Plan:
     approval_expires_s: float = 86_400.0
     limit: int | None = None
     variant: tuple[str, ...] = ()
+    twin: bool = False
     scorers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     score_share: int = 0
     give_up_s: float = 86_400.0
@@ -132,11 +134,26 @@ class Plan:
         """Returns the split of that step: digest → weight."""
         weight = self.steps[step].weight
         split = {}
-        if self.baseline is not None and weight < WHOLE:
-            split[self.baseline.digest] = WHOLE - weight
+        rest = WHOLE - weight
+        if self.twin_at(step) and self.baseline is not None:
+            split[twin_of(self.baseline.digest)] = weight
+            rest -= weight
+        if self.baseline is not None and rest:
+            split[self.baseline.digest] = rest
         if weight:
             split[self.candidate.digest] = weight
         return split
+
+    def twin_at(self, step: int) -> bool:
+        """Says whether the baseline's twin serves at that step: up to a half."""
+        return self.twin and 0 < self.steps[step].weight <= WHOLE // 2
+
+    @property
+    def rival(self) -> str | None:
+        """The version that the candidate is compared with; None for none."""
+        if self.baseline is None:
+            return None
+        return twin_of(self.baseline.digest) if self.twin else self.baseline.digest
 
     def compared(self, step: int) -> frozenset[str]:
         """Returns the versions that both run at that step, so that they can be compared."""

@@ -77,6 +77,7 @@ def make_plan(spec: ReleaseSpec, route: Route, candidate: VersionId, *, bytes_to
         approval_expires_s=spec.approve.expires if spec.approve else 86_400.0,
         limit=rolling.limit(spec.strategy, runs.replicas) if spec.strategy.rolling else None,
         variant=_variant(spec),
+        twin=baseline is not None and spec.strategy.compare == "twin",
         scorers={name: found.definition for name, found in spec.scorers.items()}
         if baseline
         else {},

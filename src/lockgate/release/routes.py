@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lockgate.core import events as ev
-from lockgate.core.traffic import WHOLE
+from lockgate.core.traffic import WHOLE, twin_of
 from lockgate.ledger.api import Recorded
 from lockgate.release.plan import Plan, Serving
 from lockgate.release.state import Release, evolve, start
@@ -224,6 +224,12 @@ def _under_way(found: Desired, release: Release, run: dict[str, Wanted]) -> Desi
         old = run[plan.baseline.digest]
         run[plan.baseline.digest] = replace(old, serving=replace(old.serving, replicas=theirs))
     moving = release.phase != "deploying"
+    serves = run.get(plan.baseline.digest) if plan.baseline else None
+    if plan.twin_at(step) and serves is not None:
+        run[twin_of(serves.version.digest)] = Wanted(
+            version=replace(serves.version, digest=twin_of(serves.version.digest)),
+            serving=replace(serves.serving, replicas=plan.serving.replicas),
+        )
     mirrored = plan.steps[step].mirror if moving else 0
     weights = plan.weights(step) if moving else found.split
     return replace(

@@ -16,6 +16,7 @@ from typing import Any
 from lockgate.analysis.judge import SequentialJudge
 from lockgate.core.clock import Clock, SystemClock
 from lockgate.core.errors import ConflictError, PermanentError
+from lockgate.core.traffic import without_twin
 from lockgate.fleet.local import LocalFleet
 from lockgate.gateway.envoy import EnvoyGateway, EnvoyOptions
 from lockgate.gateway.envoy.values import SCORES_SOCKET
@@ -74,7 +75,7 @@ class Control:
         except BaseException:
             self.gateway.close(stop=False)
             raise
-        self._versions.adopt({replica.version for replica in self.fleet.replicas()})
+        self._versions.adopt({without_twin(r.version) for r in self.fleet.replicas()})
         self.docket = Docket(self.samples, self.samples, SequentialJudge())
         tools = Tools(
             ledger=self.ledger,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lockgate.core.errors import ConflictError
-from lockgate.core.traffic import WHOLE
+from lockgate.core.traffic import WHOLE, twin_of
 
 from .world import MODEL, ROUTE, World
 
@@ -277,3 +277,41 @@ def test_a_deadline_may_wait_for_a_person(world: World) -> None:
     assert held.because == "person"
     assert "still not judged" in held.reason
     assert world.split() == {1: 50, 2: 50}
+
+
+def test_a_twin_gets_the_candidates_share_and_goes_with_the_comparison(world: World) -> None:
+    serve(world, 2)
+    strategy = {"canary": [10, 50, 100], "compare": "twin", **FAST}
+    name = world.open(2, strategy=strategy, checks=ERRORS)
+    twin = twin_of(world.d(1))
+    seen = []
+    for _ in range(300):
+        world.traffic(1, rate=40)
+        view = world.gateway.view().routes[ROUTE]
+        now = (
+            view.weights.get(world.d(1), 0), view.weights.get(twin, 0),
+            view.weights.get(world.d(2), 0),
+        )  # fmt: skip
+        if not seen or seen[-1] != now:
+            seen.append(now)
+        if world.release(name).final:
+            break
+    assert seen == [(8_000, 1_000, 1_000), (0, 5_000, 5_000), (0, 0, 10_000)]
+    assert world.release(name).phase == "promoted"
+    verdict = world.release(name).verdict
+    assert verdict is not None
+    world.ticks(10)
+    assert {r.version for r in world.fleet.replicas()} == {world.d(1), world.d(2)}
+
+
+def test_a_candidate_that_is_worse_than_the_twin_goes_back_and_so_does_the_twin(
+    world: World,
+) -> None:
+    serve(world, 1)
+    strategy = {"canary": [10, 50, 100], "compare": "twin", **FAST}
+    name = world.open(2, strategy=strategy, checks=ERRORS)
+    world.traffic(60, rate=40, bad={2: "errors"})
+    assert world.release(name).phase == "reverted"
+    assert world.split() == {1: 100}
+    assert counts(world) == (1, 0)
+    assert len(world.fleet.replicas()) == 1

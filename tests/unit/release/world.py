@@ -10,7 +10,7 @@ from lockgate.analysis.judge import SequentialJudge
 from lockgate.core.clock import ManualClock
 from lockgate.core.digests import digest_of
 from lockgate.core.events import VersionPublished, kind_of
-from lockgate.core.traffic import Sample
+from lockgate.core.traffic import Sample, twin_of
 from lockgate.fleet.memory import MemoryFleet
 from lockgate.gateway.memory import MemoryGateway
 from lockgate.ledger.memory import MemoryLedger
@@ -137,6 +137,7 @@ class World:
     def split(self) -> dict[int, int]:
         """Version number → percent in force."""
         numbers = {self.d(n): n for n in range(1, 6)}
+        numbers |= {twin_of(version): -n for version, n in numbers.items()}
         view = self.gateway.view().routes.get(ROUTE)
         return {numbers[v]: w // 100 for v, w in view.weights.items() if w} if view else {}
 

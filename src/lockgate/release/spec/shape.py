@@ -156,6 +156,7 @@ class StrategySpec(_Strict):
     min_requests: Annotated[int, Field(ge=0, le=10_000_000)] = 500
     give_up_after: Duration = 86_400.0
     until: Until | None = None
+    compare: Literal["production", "twin"] = "production"
 
     @property
     def kind(self) -> str:
@@ -180,6 +181,11 @@ class StrategySpec(_Strict):
             raise ValueError("the steps of a canary grow and end with 100")
         if any(step < 0.01 for step in steps):
             raise ValueError("the smallest step is 0.01 percent")
+        if self.compare == "twin":
+            if self.canary is None or self.shadow is not None:
+                raise ValueError("'compare: twin' goes with 'canary'")
+            if any(50 < step < 100 for step in steps):
+                raise ValueError("a twin gets the candidate's share: steps are up to 50, or 100")
         return self
 
 
@@ -324,6 +330,8 @@ class ReleaseSpec(_Strict):
             raise ValueError(
                 f"there is no signal and no scorer called {unknown_keys[0]!r}: name it in 'scorers'"
             )
+        if self.strategy.compare == "twin" and self.sticky:
+            raise ValueError("a twin is compared by requests: not with 'sticky'")
         alone = self.strategy.blue_green
         if alone and any(c.worse_by_at_most is not None for c in self.checks):
             raise ValueError(
