@@ -18,6 +18,7 @@ from lockgate.core.errors import UsageError
 BURNS = ((14.4, 300.0, 3_600.0), (6.0, 1_800.0, 21_600.0))
 """Burn rate, short and long window in s: what spends 2 % of a month in an hour, 5 % in six."""
 
+_SURE = 1000.0
 _RATIOS = np.array([1.4, 2.0, 4.0, 10.0, 50.0])
 _LESS = np.array([0.9, 0.75, 0.5, 0.2])
 _WORSE = np.array([1.3, 1.8, 3.0, 8.0, 30.0])
@@ -69,8 +70,12 @@ class Burn:
 
     @property
     def alarm(self) -> str | None:
-        """What `burning` says of the minutes counted."""
-        if not self._minutes:
+        """What `burning` says of the minutes counted, where that is no bad luck of a few.
+
+        Bets that the rate is above the budget must have won `_SURE` over all that was counted.
+        """
+        bad, total = (sum(cell[i] for cell in self._minutes.values()) for i in (0, 1))
+        if not total or rate_bets(bad, total, 1 - self._objective) < log(_SURE):
             return None
         now, counts = max(self._minutes), {}
         for window in sorted({w for _, short, long in BURNS for w in (short, long)}):

@@ -186,6 +186,12 @@ def test_an_objective_fails_a_candidate_that_is_as_bad_as_the_baseline() -> None
     assert judge(fine, SLO, need="seen").outcome == "pass"  # the baseline's are not its fault
 
 
+def test_a_few_failures_at_the_start_burn_nothing() -> None:
+    few = [sample(1000.0 + i, version=NEW, propensity=0.5 if i % 2 else 1.0,
+                  status=500 if i < 2 else 200) for i in range(4)]  # fmt: skip
+    assert judge(few, SLO, need="seen").outcome == "pass"
+
+
 def test_what_burned_is_forgotten_after_its_windows_and_survives_a_restart() -> None:
     bad = traffic(6, count=1000, errors=(0.0, 0.5), share=(0.5, 0.5))
     start = bad[-1].at
