@@ -24,6 +24,7 @@ svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#66707d}.ink{fill:#
 .grid{stroke:#d9dee5}.limit{stroke:#c4314b;stroke-dasharray:5 3}path{fill:none;stroke-width:1.3}
 .quiet{stroke:#9aa5b1;stroke-opacity:.55}.loud{stroke:#c4314b;stroke-opacity:.8}
 .c0{stroke:#3b6fd4}.c1{stroke:#1f9d76}.c2{stroke:#d9822b}.c3{stroke:#7d4fc4}
+.tc0{fill:#3b6fd4}.tc1{fill:#1f9d76}.tc2{fill:#b9661a}.tc3{fill:#7d4fc4}.tlimit{fill:#c4314b}
 """
 
 
@@ -62,13 +63,11 @@ def draw(
         points = [at(x, y) for x, y in zip(line.x, line.y, strict=True)]
         path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<path class="{line.style}" d="{path}"/>')
-        if line.word:
-            x, y = points[-1]
-            parts.append(f'<text class="ink" x="{x + 6:.1f}" y="{y + 4:.1f}">{line.word}</text>')
     y = at(0, limit)[1]
+    words = [(at(0, line.y[-1])[1], line.word, f"t{line.style}") for line in lines if line.word]
+    parts += _apart([*words, (y, limit_word, "tlimit")], _LEFT + inner + 8)
     parts.append(
         f'<line class="limit" x1="{_LEFT}" x2="{_LEFT + inner}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{_LEFT + 6}" y="{y - 5:.1f}">{limit_word}</text>'
         f'<text x="{_LEFT + inner / 2:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">{across}</text>'
     )
     ticks = [
@@ -77,6 +76,15 @@ def draw(
         for k in range(5)
     ]
     return "".join([*parts, *ticks, "</svg>\n"])
+
+
+def _apart(words: Sequence[tuple[float, str, str]], x: float) -> list[str]:
+    """Returns words at their heights, those that would lie over one another moved down."""
+    found, last = [], float("-inf")
+    for y, word, style in sorted(words):
+        last = max(y + 4, last + 15)
+        found.append(f'<text class="{style}" x="{x:.0f}" y="{last:.1f}">{word}</text>')
+    return found
 
 
 def watch(seed: int, effect: str, share: float, seconds: float) -> tuple[list[float], np.ndarray]:
