@@ -72,7 +72,7 @@ class Commands:
                 )
             return plan
 
-        return self._open(fresh, actor, reason)
+        return self._open(fresh, actor, reason, supersede=supersede)
 
     def _supersede(self, plan: Plan, actor: str) -> str | None:
         """Turns back what is under way on the plan's route; returns its id, None for nothing."""
@@ -97,14 +97,16 @@ class Commands:
                 hint=f"lockgate watch {active.id} · lockgate rollback {found.model} --reason …",
             )
 
-    def _open(self, fresh: Callable[[], Plan], actor: str, reason: str) -> Opened:
+    def _open(
+        self, fresh: Callable[[], Plan], actor: str, reason: str, *, supersede: bool = False
+    ) -> Opened:
         """Opens what `fresh` plans; plans anew whenever somebody else wrote first."""
         for _ in range(_TRIES):
             name = next_id(self._book())
             plan = fresh()
             if not plan.changes:
                 return Opened(release=None, plan=plan)
-            ahead = self._supersede(plan, actor)
+            ahead = self._supersede(plan, actor) if supersede else None
             opened = ev.ReleaseOpened(
                 supersedes=ahead,
                 release=name,

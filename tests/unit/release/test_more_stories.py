@@ -315,3 +315,21 @@ def test_a_candidate_that_is_worse_than_the_twin_goes_back_and_so_does_the_twin(
     assert world.split() == {1: 100}
     assert counts(world) == (1, 0)
     assert len(world.fleet.replicas()) == 1
+
+
+def test_two_that_open_at_once_do_not_end_each_other(world: World) -> None:
+    """Only who says so supersedes: the other is told that somebody was first."""
+    serve(world, 1)
+    real, first = world.commands._check_free, []
+
+    def late(route: str) -> None:
+        real(route)
+        if not first:
+            first.append(None)
+            first[0] = world.open(2, checks=[])  # somebody else, a moment before
+
+    world.commands._check_free = late  # type: ignore[method-assign]
+    with pytest.raises(ConflictError, match="under way"):
+        world.open(3, checks=[])
+    world.ticks(2)
+    assert world.release(str(first[0])).phase == "baking"
