@@ -86,6 +86,13 @@ def test_a_case_is_replaced_found_and_forgotten(samples: AnySamples) -> None:
     assert samples.find("rel-1") is None
 
 
+def test_cases_of_releases_that_ended_unseen_go(samples: AnySamples) -> None:
+    for name in ("rel-1", "rel-2", "rel-3"):
+        samples.keep(name, Kept(position=1, state={}))
+    samples.keep_only({"rel-2", "rel-9"})
+    assert [samples.find(f"rel-{i}") is not None for i in (1, 2, 3)] == [False, True, False]
+
+
 def test_samples_outlive_the_process(tmp_path: Path) -> None:
     first = SqliteSamples(tmp_path / "samples.db")
     first.record([sample(1.0)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,6 +75,10 @@ class Cases(Protocol):
 
     def forget(self, release: str) -> None:
         """Removes what is kept for `release`."""
+        ...
+
+    def keep_only(self, releases: Collection[str]) -> None:
+        """Removes what is kept for all others: of releases that ended while nobody looked."""
         ...
 
     def end(self) -> int:

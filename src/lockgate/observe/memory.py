@@ -6,7 +6,7 @@ import json
 import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 from lockgate.core.traffic import Sample
@@ -81,6 +81,10 @@ class MemorySamples:
     def forget(self, release: str) -> None:
         """See `Cases.forget`."""
         self._cases.pop(release, None)
+
+    def keep_only(self, releases: Collection[str]) -> None:
+        """See `Cases.keep_only`."""
+        self._cases = {name: kept for name, kept in self._cases.items() if name in releases}
 
     def end(self) -> int:
         """See `Cases.end`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,13 @@ class SqliteSamples:
         """See `Cases.forget`."""
         with self._lock, self._translated():
             self._db.execute("DELETE FROM kept WHERE release = ?", (release,))
+
+    def keep_only(self, releases: Collection[str]) -> None:
+        """See `Cases.keep_only`."""
+        with self._lock, self._translated():
+            known = [row[0] for row in self._db.execute("SELECT release FROM kept").fetchall()]
+            gone = [(name,) for name in known if name not in releases]
+            self._db.executemany("DELETE FROM kept WHERE release = ?", gone)
 
     def end(self) -> int:
         """See `Cases.end`."""

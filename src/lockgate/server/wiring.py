@@ -136,6 +136,8 @@ class Control:
                 if time.monotonic() - pruned > _PRUNE_EVERY_S:
                     pruned = time.monotonic()
                     self.samples.prune(self.clock.now() - self.settings.keep_samples_s)
+                    releases = self.engine.book().releases.values()
+                    self.samples.keep_only({r.id for r in releases if not r.final})
             except Exception:  # noqa: BLE001 - the loop is the last that may stop
                 _log.exception("a look of the engine failed; the next one tries again")
 
