@@ -21,6 +21,7 @@ _SAMPLE = 16
 _SHIFT = 128
 _SPREAD = 512
 _SPARSE_FROM = 1024
+_FEW = 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,13 +109,15 @@ def _half_octaves(value: int) -> int:
 
 def _classes(magnitudes: Ints, shifts: Ints, group: int, kind: Kind) -> rans.Bytes:
     lowered = 16 if kind.bits == 32 else 0
-    weights = (magnitudes << shifts) >> lowered
+    few = magnitudes if kind.bits == 32 else np.minimum(magnitudes, _FEW)
+    weights = (few << shifts) >> lowered
     classes = []
     for begin in range(0, weights.size, group):
         part = weights[begin : begin + group]
         if part.size >= _SPARSE_FROM:
             part = part[np.arange(part.size) % 64 < 16]
-        total = int(part.sum())
+        limit = int(part.sum()) * 8 // part.size
+        total = int(np.minimum(part, limit).sum())
         found = _half_octaves(total * 16 // part.size) + 2 * lowered - 8
         classes.append(max(found, 0) if total else 0)
     return np.array(classes, np.uint8)
@@ -127,9 +130,13 @@ def _contexts_for(count: int) -> int:
     return 1
 
 
-def _choose(expected: Ints, count: int) -> tuple[int, int, int]:
-    """Returns origin, step and number of contexts for the sizes that every 16th element expects."""
-    seen = np.bincount(expected[::_SAMPLE] + _SHIFT, minlength=_SPREAD)
+def _choose(expected: Ints, changed: NDArray[np.bool_]) -> tuple[int, int, int]:
+    """Returns origin, step and number of contexts for the sizes that every 16th element expects.
+
+    Only groups that changed have a say.
+    """
+    count = expected.size
+    seen = np.bincount(expected[::_SAMPLE][changed[::_SAMPLE]] + _SHIFT, minlength=_SPREAD)
     total = int(seen.sum())
     low = min(int(np.argmax(np.cumsum(seen) * 200 > total)) if total else _SPREAD - 1, _SPREAD - 1)
     down = np.cumsum(seen[::-1]) * 1000 > total
@@ -202,7 +209,8 @@ def delta_encode(
     shifts = _shifts(b, reference, what)
     classes = _classes(np.abs(difference), shifts, group, what)
     expected = _spread(classes, group, x.size, shifts)
-    origin, step, contexts = _choose(expected, x.size)
+    changed = np.repeat(classes > 0, min(group, x.size))[: x.size]
+    origin, step, contexts = _choose(expected, changed)
     tokens, extra, many = _tokens(difference, what)
     head = struct.pack("<4BHI", kind, contexts, step, reference, origin + _SHIFT, group)
     coded = rans.encode(tokens, _contexts_of(expected, origin, step, contexts), contexts)

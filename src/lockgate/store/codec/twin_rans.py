@@ -19,7 +19,9 @@ LOW = 1 << 15
 MAX_CONTEXTS = 32
 MAX_ELEMENTS = 1 << 26
 MAX_GROUP = 1 << 20
+BLOCK = 1 << 16
 CORRUPT = "the frame is corrupt"
+_MEAN = 256
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
@@ -67,33 +69,75 @@ def normalise(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return freqs
 
 
-def _put_table(freqs: NDArray[np.int64]) -> bytes:
-    used = np.flatnonzero(freqs)
-    if not used.size:
-        return b"\0\0"
-    first, last = int(used[0]), int(used[-1])
-    out = bytearray(struct.pack("<HB", last - first + 1, first))
-    for freq in freqs[first : last + 1].tolist():
-        out += bytes((freq,)) if freq < 128 else bytes((128 | freq & 127, freq >> 7))
-    return bytes(out)
+def _order(mean: int) -> int:
+    """Returns the order of a frequency's Exp-Golomb code, from four times what is expected."""
+    return (mean >> 4).bit_length()
 
 
-def _take_table(data: Input) -> tuple[NDArray[np.int64], ...]:
+def _put_tables(freqs: NDArray[np.int64]) -> bytes:
+    """Returns the tables of all contexts, bit after bit, each up to where its sum is full."""
+    value = at = 0
+    for row in freqs:
+        used = np.flatnonzero(row)
+        if not used.size:
+            at += 1
+            continue
+        first, mean = int(used[0]), _MEAN
+        value |= (1 | first << 1) << at
+        at += 9
+        for freq in row[first : int(used[-1]) + 1].tolist():
+            low = _order(mean)
+            high = (freq >> low) + 1
+            log = high.bit_length() - 1
+            code = 1 << log | (high - (1 << log)) << (log + 1)
+            value |= (code | (freq & ((1 << low) - 1)) << (2 * log + 1)) << at
+            at += 2 * log + 1 + low
+            mean = (mean + 4 * freq) >> 1
+    return value.to_bytes(-(-at // 8), "little")
+
+
+class _Bits:
+    """Bits of an input, the least of each byte first; raises ValueError past its end."""
+
+    def __init__(self, data: Input) -> None:
+        self._data = data
+        self._value = self._many = 0
+
+    def take(self, many: int) -> int:
+        """Returns the next `many` bits."""
+        while self._many < many:
+            self._value |= self._data.number(1) << self._many
+            self._many += 8
+        found = self._value & ((1 << many) - 1)
+        self._value >>= many
+        self._many -= many
+        return found
+
+    def freq(self, low: int) -> int:
+        """Returns a number in the Exp-Golomb code of order `low`."""
+        log = 0
+        while not self.take(1):
+            log += 1
+            if log > SCALE_BITS:
+                raise ValueError(CORRUPT)
+        high = (1 << log) + self.take(log)
+        return (high - 1) << low | self.take(low)
+
+
+def _take_table(bits: _Bits) -> tuple[NDArray[np.int64], ...]:
     """Returns, for each slot: frequency, slot less the symbol's first slot, symbol."""
-    span = data.number(2)
-    if not span:
+    if not bits.take(1):
         return np.full(SCALE, SCALE), np.arange(SCALE), np.zeros(SCALE, np.int64)
-    first = data.number(1)
     freqs = np.zeros(256, np.int64)
-    for symbol in range(first, first + span):
-        freq = data.number(1)
-        if freq & 128:
-            freq = freq & 127 | data.number(1) << 7
+    symbol, left, mean = bits.take(8), SCALE, _MEAN
+    while left:
         if symbol > 255:
             raise ValueError(CORRUPT)
+        freq = bits.freq(_order(mean))
+        if freq > left:
+            raise ValueError(CORRUPT)
         freqs[symbol] = freq
-    if freqs.sum() != SCALE:
-        raise ValueError(CORRUPT)
+        symbol, left, mean = symbol + 1, left - freq, (mean + 4 * freq) >> 1
     symbols = np.repeat(np.arange(256), freqs)
     starts = np.cumsum(freqs) - freqs
     return freqs[symbols], np.arange(SCALE) - starts[symbols], symbols
@@ -131,9 +175,8 @@ def encode(symbols: Bytes, contexts_of: Bytes | None, contexts: int) -> bytes:
     segments = _push(freq[: whole * size], start[: whole * size], whole, lanes) if whole else []
     if count % size:
         segments += _push(freq[whole * size :], start[whole * size :], 1, lanes)
-    tables = b"".join(_put_table(row) for row in freqs)
     lengths = struct.pack(f"<{len(segments)}I", *map(len, segments))
-    return bytes((lanes, log)) + tables + lengths + b"".join(segments)
+    return bytes((lanes, log)) + _put_tables(freqs) + lengths + b"".join(segments)
 
 
 def _push(freq: Words, start: Words, segments: int, lanes: int) -> list[bytes]:
@@ -180,7 +223,8 @@ def open_block(data: Input, count: int, contexts: int) -> Block:
         raise ValueError(CORRUPT)
     if lanes != _lanes_for(count) or not 13 <= log <= 20:
         raise ValueError(CORRUPT)
-    tables = [_take_table(data) for _ in range(contexts)]
+    bits = _Bits(data)
+    tables = [_take_table(bits) for _ in range(contexts)]
     freq, bias, symbol = (np.concatenate(parts) for parts in zip(*tables, strict=True))
     lengths = np.frombuffer(data.take(4 * -(-count >> log) if count else 0), "<u4").tolist()
     if any(length < lanes * 4 or length % 2 for length in lengths):
@@ -260,23 +304,48 @@ def _log(value: int) -> int:
     return result
 
 
+def _bits(counts: NDArray[np.int64]) -> int:
+    """Returns what coding so many of each byte takes, in 1/256 bits."""
+    total, found = int(counts.sum()), counts[counts > 0].tolist()
+    return sum(count * (_log(total) - _log(count)) for count in found)
+
+
+def _stride(count: int) -> int:
+    stride = 8
+    while count // stride > 65536:
+        stride *= 2
+    return stride
+
+
 def _is_noise(symbols: Bytes) -> bool:
-    """Says whether every 8th byte, or some 32768, show that coding saves less than a hundredth."""
+    """Says whether some of the bytes show that coding saves less than a hundredth."""
     if symbols.size < 8192:
         return False
-    stride = 8
-    while symbols.size // stride > 65536:
-        stride *= 2
-    counts = np.bincount(symbols[::stride], minlength=256).tolist()
-    total = sum(counts)
-    bits = sum(count * (_log(total) - _log(count)) for count in counts if count)
-    return bool(bits > total * (8 * 256 * 99 // 100))
+    some = symbols[:: _stride(symbols.size)]
+    return _bits(np.bincount(some, minlength=256)) > some.size * (8 * 256 * 99 // 100)
+
+
+def _differs(symbols: Bytes) -> bool:
+    """Says whether a table for each BLOCK bytes saves a sixteenth; see `differs` in `rans.c`."""
+    stride = _stride(symbols.size)
+    blocks = symbols[: symbols.size // BLOCK * BLOCK].reshape(-1, BLOCK)[:, ::stride]
+    counts = [np.bincount(block, minlength=256) for block in blocks]
+    pairs = [int((count * count).sum()) for count in counts]
+    if max(pairs) // 4 < min(pairs):
+        return False
+    whole = _bits(np.bincount(symbols[::stride], minlength=256))
+    return sum(map(_bits, counts)) < whole - whole // 16
 
 
 def encode_array(symbols: Bytes) -> bytes:
-    """Returns an array of bytes: constant, rANS, or raw, whichever is least."""
+    """Returns an array of bytes: constant, rANS, raw, or blocks of these."""
     if not symbols.size or (symbols == symbols[0]).all():
         return bytes((1, int(symbols[0]) if symbols.size else 0))
+    if symbols.size > BLOCK and _differs(symbols):
+        blocks = b"".join(
+            encode_array(symbols[i : i + BLOCK]) for i in range(0, symbols.size, BLOCK)
+        )
+        return b"\3" + struct.pack("<I", len(blocks)) + blocks
     if _is_noise(symbols):
         return b"\0" + symbols.tobytes()
     coded = b"\2" + encode(symbols, None, 1)
@@ -286,6 +355,19 @@ def encode_array(symbols: Bytes) -> bytes:
 def decode_array(data: Input, count: int) -> Bytes:
     """Returns the array of `count` bytes that comes next; raises ValueError."""
     mode = data.number(1)
+    if mode != 3:
+        return _decode_block(data, count, mode)
+    blocks = Input(data.take(data.number(4))) if count > BLOCK else None
+    if blocks is None:
+        raise ValueError(CORRUPT)
+    sizes = [min(BLOCK, count - i) for i in range(0, count, BLOCK)]
+    found = np.concatenate([_decode_block(blocks, size, blocks.number(1)) for size in sizes])
+    if blocks.rest():
+        raise ValueError(CORRUPT)
+    return found
+
+
+def _decode_block(data: Input, count: int, mode: int) -> Bytes:
     if mode == 0:
         return np.frombuffer(data.take(count), np.uint8)
     if mode == 1:

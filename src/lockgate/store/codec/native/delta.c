@@ -13,6 +13,7 @@
 
 #define TILE LG_TILE
 #define SPAN 24    /* exponents further below the greatest are taken as that far */
+#define FEW 63     /* units; a group's scale is not judged by larger differences */
 #define LARGE 255  /* stands for the token of a larger magnitude until it is made */
 #define SAMPLE 16  /* the model is chosen by every 16th element */
 #define SPREAD 512 /* expected sizes, moved by SHIFT to be indices */
@@ -182,10 +183,11 @@ INLINE uint32_t greatest(const uint8_t *base, size_t count, int kind)
     return top;
 }
 
-/* The sum of the differences as if at one exponent; of a quarter of the elements in a large group. A
- * difference is 2^31 at most, 2^39 once moved, and a group has LG_MAX_GROUP / 4 of them: 2^57. */
+/* The sum of the differences as if at one exponent, none counted for more than `limit`; of a quarter of
+ * the elements in a large group. A difference is 2^31 at most, 2^39 once moved, and a group has LG_MAX_GROUP
+ * / 4 of them: 2^57. Those of less than 32 bits count for FEW units at most: 2^30 once moved. */
 INLINE uint64_t weigh(const uint8_t *data, const uint8_t *base, size_t begin, size_t end, uint32_t reference,
-                      size_t stride, int kind)
+                      uint64_t limit, size_t stride, int kind)
 {
     uint64_t sum = 0;
     for (size_t block = begin; block < end; block += stride) {
@@ -193,7 +195,9 @@ INLINE uint64_t weigh(const uint8_t *data, const uint8_t *base, size_t begin, si
         for (size_t i = block; i < stop; i++) {
             uint32_t b = load(base, i, kind);
             uint64_t m = magnitude(subtract(load(data, i, kind), b, kind), kind);
-            sum += (m << shift_of(b, reference, kind)) >> lowered(kind);
+            if (bits_of(kind) < 32 && m > FEW) m = FEW;
+            m = (m << shift_of(b, reference, kind)) >> lowered(kind);
+            sum += m > limit ? limit : m;
         }
     }
     return sum;
@@ -322,7 +326,7 @@ INLINE void spread(const uint8_t *contexts_of, size_t count, uint16_t *slots)
 
 typedef struct {
     uint32_t (*greatest)(const uint8_t *, size_t);
-    uint64_t (*weigh)(const uint8_t *, const uint8_t *, size_t, size_t, uint32_t);
+    uint64_t (*weigh)(const uint8_t *, const uint8_t *, size_t, size_t, uint32_t, uint64_t);
     void (*expect)(const uint8_t *, size_t, size_t, int, uint32_t, int, int, int, uint8_t *);
     void (*tokenize)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *);
     void (*combine)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *);
@@ -387,21 +391,20 @@ TARGET_512 INLINE __m512i two_blocks(const uint8_t *data, size_t i, size_t apart
 }
 
 TARGET_512 INLINE uint64_t weigh_512(const uint8_t *data, const uint8_t *base, size_t *at, size_t end,
-                                     uint32_t reference, int mantissa, int most)
+                                     uint32_t reference, uint64_t limit, int mantissa, int most)
 {
     size_t stride = sparse_from <= end - *at ? 64 : 16, i = *at;
-    __m512i sum = _mm512_setzero_si512();
+    __m512i sum = _mm512_setzero_si512(), low = _mm512_set1_epi32(0xffff);
+    __m512i top = _mm512_set1_epi32((int)(limit < 1u << 30 ? limit : 1u << 30));
     for (; i + stride + 16 <= end; i += 2 * stride) {
         __m512i b = two_blocks(base, i, stride), d = subtract_512(two_blocks(data, i, stride), b);
-        __m512i m = _mm512_abs_epi16(d), by = shift_512(b, reference, mantissa, most);
-        /* four of 16 bits in each 64: moved one by one, for a sum has 40 bits */
-        for (int k = 0; k < 4; k++) {
-            __m512i low = _mm512_set1_epi64(0xffff);
-            __m512i moved = _mm512_sllv_epi64(_mm512_and_si512(m, low), _mm512_and_si512(by, low));
-            sum = _mm512_add_epi64(sum, moved);
-            m = _mm512_srli_epi64(m, 16);
-            by = _mm512_srli_epi64(by, 16);
-        }
+        __m512i m = _mm512_min_epu16(_mm512_abs_epi16(d), _mm512_set1_epi16(FEW));
+        __m512i by = shift_512(b, reference, mantissa, most);
+        __m512i even = _mm512_sllv_epi32(_mm512_and_si512(m, low), _mm512_and_si512(by, low));
+        __m512i odd = _mm512_sllv_epi32(_mm512_srli_epi32(m, 16), _mm512_srli_epi32(by, 16));
+        __m512i both = _mm512_add_epi32(_mm512_min_epu32(even, top), _mm512_min_epu32(odd, top));
+        sum = _mm512_add_epi64(sum, _mm512_and_si512(both, _mm512_set1_epi64(0xffffffff)));
+        sum = _mm512_add_epi64(sum, _mm512_srli_epi64(both, 32));
     }
     *at = i;
     return (uint64_t)_mm512_reduce_add_epi64(sum);
@@ -471,11 +474,11 @@ TARGET_512 INLINE size_t combine_512(const uint8_t *base, const uint8_t *tokens,
         return greatest_512(b, n, mantissa, most);                                                          \
     }                                                                                                       \
     TARGET_512 static uint64_t weigh_##name##_fast(const uint8_t *x, const uint8_t *b, size_t i, size_t j,  \
-                                                   uint32_t r)                                              \
+                                                   uint32_t r, uint64_t l)                                  \
     {                                                                                                       \
         size_t stride = j - i < sparse_from ? 16 : 64;                                                      \
-        uint64_t sum = weigh_512(x, b, &i, j, r, mantissa, most);                                           \
-        return sum + weigh(x, b, i, j, r, stride, kind);                                                    \
+        uint64_t sum = weigh_512(x, b, &i, j, r, l, mantissa, most);                                        \
+        return sum + weigh(x, b, i, j, r, l, stride, kind);                                                 \
     }                                                                                                       \
     TARGET_512 static void expect_##name##_fast(const uint8_t *b, size_t i, size_t j, int c, uint32_t r,    \
                                                 int o, int s, int n, uint8_t *out)                          \
@@ -504,9 +507,9 @@ DEFINE_512(bf16, LG_BF16, 7, 255)
 #define DEFINE(name, kind, attribute)                                                                       \
     attribute static uint32_t greatest_##name(const uint8_t *b, size_t n) { return greatest(b, n, kind); }  \
     attribute static uint64_t weigh_##name(const uint8_t *x, const uint8_t *b, size_t i, size_t j,          \
-                                           uint32_t r)                                                      \
+                                           uint32_t r, uint64_t l)                                          \
     {                                                                                                       \
-        return weigh(x, b, i, j, r, j - i < sparse_from ? 16 : 64, kind);                                   \
+        return weigh(x, b, i, j, r, l, j - i < sparse_from ? 16 : 64, kind);                                \
     }                                                                                                       \
     attribute static void expect_##name(const uint8_t *b, size_t i, size_t j, int c, uint32_t r, int o,     \
                                         int s, int n, uint8_t *out)                                         \
@@ -627,14 +630,18 @@ static size_t weighed(size_t size)
     return size < sparse_from ? size : size / 64 * 16 + (size % 64 < 16 ? size % 64 : 16);
 }
 
+/* A group's class is how large its differences are, in half octaves: their mean, where none counts for more
+ * than eight times the plain mean. A few that are far out say nothing of the others. */
 static void classify(model *m, const uint8_t *data, const uint8_t *base, size_t count)
 {
     uint32_t top = m->run->greatest(base, count);
     m->reference = top > SPAN ? top - SPAN : 0;
     for (uint32_t g = 0; g < m->groups; g++) {
         size_t begin = (size_t)g * m->group, end = begin + m->group < count ? begin + m->group : count;
-        uint64_t sum = m->run->weigh(data, base, begin, end, m->reference);
-        int64_t class = (int64_t)half_octaves(sum * 16 / weighed(end - begin)) + 2 * lowered(m->kind) - 8;
+        uint64_t many = weighed(end - begin);
+        uint64_t sum = m->run->weigh(data, base, begin, end, m->reference, UINT64_MAX);
+        if (sum) sum = m->run->weigh(data, base, begin, end, m->reference, sum * 8 / many);
+        int64_t class = (int64_t)half_octaves(sum * 16 / many) + 2 * lowered(m->kind) - 8;
         m->classes[g] = (uint8_t)(sum && class > 0 ? class : 0);
     }
 }
@@ -644,7 +651,8 @@ static int contexts_for(size_t count)
     return count >= 65536 ? 32 : count >= 16384 ? 16 : count >= 8192 ? 8 : count >= 2048 ? 4 : 1;
 }
 
-/* Chooses the contexts: the expected sizes of every 16th element, without the last of each tail. */
+/* Chooses the contexts: the expected sizes of every 16th element, without the last of each tail. Groups
+ * that did not change (class 0) have no say. */
 static void choose(model *m, const uint8_t *base, size_t count)
 {
     uint32_t seen[SPREAD] = {0}, total = 0, low = 0, high = SPREAD - 1, sum = 0;
@@ -652,7 +660,7 @@ static void choose(model *m, const uint8_t *base, size_t count)
     for (uint32_t g = 0; g < m->groups; g++) {
         size_t begin = (size_t)g * m->group, end = begin + m->group < count ? begin + m->group : count;
         begin = (begin + SAMPLE - 1) / SAMPLE * SAMPLE;
-        if (begin < end) m->run->tally(base, begin, end, m->classes[g], m->reference, seen);
+        if (begin < end && m->classes[g]) m->run->tally(base, begin, end, m->classes[g], m->reference, seen);
     }
     for (int s = 0; s < SPREAD; s++) total += seen[s];
     while (low < SPREAD - 1 && (sum += seen[low]) * 200ull <= total) low++;

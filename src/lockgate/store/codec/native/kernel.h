@@ -31,6 +31,7 @@ enum { LG_SCALAR = 0, LG_AVX2 = 1, LG_AVX512 = 2 };
 #define LG_MAX_ELEMENTS (1u << 26) /* of one frame */
 #define LG_TILE 4096               /* elements that are worked on together; divides every segment */
 #define LG_MAX_GROUP (1u << 20)    /* so that the sums of a group fit in 64 bits */
+#define LG_BLOCK (1u << 16)        /* bytes of an array that are coded by themselves where that is less */
 
 /* A growing byte string; `failed` once memory ran out. While it is `lent`, its memory is another's. */
 typedef struct {
@@ -65,13 +66,18 @@ typedef struct {
     size_t left; /* symbols */
 } lg_segment;
 
-/* An array of bytes, opened for decoding. */
+/* An array of bytes, opened for decoding; where it is cut in blocks, the one under way, what follows it,
+ * and memory for the next one's table. */
 typedef struct {
     uint32_t mode;
     uint8_t value;
     const uint8_t *raw;
     lg_rans block;
     lg_segment segment;
+    int cut;
+    size_t inside, rest; /* bytes of the block under way, and of those to come */
+    lg_input blocks;
+    lg_arena memory;
 } lg_array;
 
 int lg_best_level(void);
@@ -99,7 +105,7 @@ int lg_rans_open(lg_rans *block, lg_input *in, size_t count, int contexts, lg_ar
  * are their contexts, each times LG_SCALE; NULL where there is one. */
 int lg_rans_next(lg_rans *block, lg_segment *segment, const uint16_t *slots, uint8_t *symbols, size_t count,
                  int level);
-/* A whole array of bytes: raw, constant or rANS, whichever is least. */
+/* A whole array of bytes: raw, constant, rANS, or blocks of these. */
 int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_arena arena,
                     int level);
 int lg_array_open(lg_array *array, lg_input *in, size_t count, lg_arena *arena);

@@ -1,5 +1,5 @@
 /* Interleaved range ANS (Duda 2013, arXiv:1311.2540) over bytes, with one static table per context:
- * 12-bit probabilities, 31-bit states renormalised by 16-bit words, 4 or 64 lanes, element i in lane
+ * 11-bit probabilities, 31-bit states renormalised by 16-bit words, 4 or 64 lanes, element i in lane
  * i mod lanes. A block is cut in segments that decode by themselves. */
 #include <string.h>
 
@@ -48,50 +48,132 @@ static void normalise(const uint32_t *counts, uint32_t *freqs)
     }
 }
 
-/* A table: 0,0 when empty; else first symbol, span, and a varint frequency for each of the span. */
-static void put_table(lg_bytes *out, const uint32_t *freqs)
+/* What a frequency is expected to be, from those before it: 64, then half of that and half of the last. */
+typedef struct {
+    uint32_t mean; /* times four */
+} guess;
+
+static const guess AT_FIRST = {256};
+
+/* The order of the Exp-Golomb code of the next frequency: its low bits that are written as they are. */
+static uint32_t order(guess g)
 {
-    int first = 0, last = 255;
-    while (first < 256 && !freqs[first]) first++;
-    if (first == 256) {
-        lg_put_u16(out, 0);
-        return;
-    }
-    while (!freqs[last]) last--;
-    lg_put_u16(out, (unsigned)(last - first + 1));
-    lg_put_u8(out, (unsigned)first);
-    for (int s = first; s <= last; s++) {
-        if (freqs[s] < 128) {
-            lg_put_u8(out, freqs[s]);
-        } else {
-            lg_put_u8(out, 128 | (freqs[s] & 127));
-            lg_put_u8(out, freqs[s] >> 7);
-        }
+    uint32_t log = 0;
+    for (uint32_t v = g.mean >> 4; v; v >>= 1) log++;
+    return log;
+}
+
+static guess after(guess g, uint32_t freq) { return (guess){(g.mean + 4 * freq) >> 1}; }
+
+typedef struct {
+    lg_bytes *out;
+    uint64_t bits;
+    uint32_t many; /* below 8 between calls */
+} table_writer;
+
+static void put_table_bits(table_writer *w, uint64_t value, uint32_t many)
+{
+    w->bits |= value << w->many;
+    for (w->many += many; w->many >= 8; w->many -= 8) {
+        lg_put_u8(w->out, (unsigned)(w->bits & 255));
+        w->bits >>= 8;
     }
 }
 
-static int take_table(lg_input *in, uint32_t *table)
+/* A table: bit 0 when it is empty; else 1, eight bits of its first symbol, and frequencies until they sum to
+ * LG_SCALE. Bits go on from table to table. */
+static void put_table(table_writer *w, const uint32_t *freqs)
 {
-    uint32_t span, first, sum = 0;
-    if (lg_take_u16(in, &span)) return LG_CORRUPT;
-    if (!span) { /* never asked for by a sound frame: one symbol everywhere keeps reads defined */
+    uint32_t symbol = 0, sum = 0;
+    guess g = AT_FIRST;
+    while (symbol < 256 && !freqs[symbol]) symbol++;
+    if (symbol == 256) {
+        put_table_bits(w, 0, 1);
+        return;
+    }
+    put_table_bits(w, 1 | symbol << 1, 9);
+    while (sum < LG_SCALE) {
+        uint32_t freq = freqs[symbol++], low = order(g), high = (freq >> low) + 1;
+        uint32_t log = 31 - (uint32_t)__builtin_clz(high);
+        put_table_bits(w, 1u << log, log + 1);
+        put_table_bits(w, high - (1u << log), log);
+        put_table_bits(w, freq & ((1u << low) - 1), low);
+        sum += freq;
+        g = after(g, freq);
+    }
+}
+
+static void put_tables(lg_bytes *out, const uint32_t *freqs, int contexts)
+{
+    table_writer w = {out, 0, 0};
+    for (int c = 0; c < contexts; c++) put_table(&w, freqs + c * 256);
+    if (w.many) lg_put_u8(out, (unsigned)w.bits);
+}
+
+typedef struct {
+    const uint8_t *at, *end;
+    uint64_t bits;
+    uint32_t many;
+} table_reader;
+
+static void fill(table_reader *r)
+{
+    while (r->many <= 56 && r->at < r->end) {
+        r->bits |= (uint64_t)*r->at++ << r->many;
+        r->many += 8;
+    }
+}
+
+/* Takes up to 32 bits of what `fill` brought. */
+static uint32_t take(table_reader *r, uint32_t many)
+{
+    uint32_t value = (uint32_t)(r->bits & ((1ull << many) - 1));
+    r->bits >>= many;
+    r->many -= many;
+    return value;
+}
+
+static int take_freq(table_reader *r, uint32_t low, uint32_t *freq)
+{
+    uint32_t log, high;
+    fill(r);
+    log = (uint32_t)__builtin_ctzll(r->bits | 1ull << 63);
+    if (log > LG_SCALE_BITS || 2 * log + 1 + low > r->many) return LG_CORRUPT;
+    (void)take(r, log + 1);
+    high = (1u << log) + take(r, log);
+    *freq = (high - 1) << low | take(r, low);
+    return LG_OK;
+}
+
+static int take_table(table_reader *r, uint32_t *table)
+{
+    uint32_t symbol, sum = 0;
+    guess g = AT_FIRST;
+    fill(r);
+    if (!r->many) return LG_CORRUPT;
+    if (!take(r, 1)) { /* never asked for by a sound frame: one symbol everywhere keeps reads defined */
         for (uint32_t slot = 0; slot < LG_SCALE; slot++)
             table[slot] = (uint32_t)LG_SCALE << 19 | slot << 8;
         return LG_OK;
     }
-    if (lg_take_u8(in, &first) || first + span > 256) return LG_CORRUPT;
-    for (uint32_t s = first; s < first + span; s++) {
-        uint32_t freq, high;
-        if (lg_take_u8(in, &freq)) return LG_CORRUPT;
-        if (freq & 128) {
-            if (lg_take_u8(in, &high)) return LG_CORRUPT;
-            freq = (freq & 127) | high << 7;
-        }
-        if (freq > LG_SCALE - sum) return LG_CORRUPT;
-        for (uint32_t slot = 0; slot < freq; slot++) table[sum + slot] = freq << 19 | slot << 8 | s;
+    if (r->many < 8) return LG_CORRUPT;
+    for (symbol = take(r, 8); sum < LG_SCALE; symbol++) {
+        uint32_t freq;
+        if (symbol > 255 || take_freq(r, order(g), &freq) || freq > LG_SCALE - sum) return LG_CORRUPT;
+        for (uint32_t slot = 0; slot < freq; slot++) table[sum + slot] = freq << 19 | slot << 8 | symbol;
         sum += freq;
+        g = after(g, freq);
     }
-    return sum == LG_SCALE ? LG_OK : LG_CORRUPT;
+    return LG_OK;
+}
+
+static int take_tables(lg_input *in, uint32_t *tables, int contexts)
+{
+    table_reader r = {in->at, in->end, 0, 0};
+    for (int c = 0; c < contexts; c++)
+        if (take_table(&r, tables + (size_t)c * LG_SCALE)) return LG_CORRUPT;
+    in->at = r.at - r.many / 8;
+    return LG_OK;
 }
 
 /* ---- encoding ---- */
@@ -386,7 +468,7 @@ static int encode(lg_bytes *out, symbols_in in, size_t count, int contexts, lg_a
     segments = (count + segment - 1) / segment;
     lg_put_u8(out, lanes);
     lg_put_u8(out, log);
-    for (int c = 0; c < contexts; c++) put_table(out, work->freqs + c * 256);
+    put_tables(out, work->freqs, contexts);
     table_at = out->size;
     for (size_t s = 0; s < segments; s++) lg_put_u32(out, 0);
     words = lg_alloc(&arena, (room + LG_MAX_LANES + 8) * sizeof *words);
@@ -425,8 +507,7 @@ int lg_rans_open(lg_rans *block, lg_input *in, size_t count, int contexts, lg_ar
     block->left = count;
     block->table = lg_alloc(arena, (size_t)contexts * LG_SCALE * sizeof *block->table);
     if (!block->table) return LG_NOMEM;
-    for (int c = 0; c < contexts; c++)
-        if (take_table(in, block->table + (size_t)c * LG_SCALE)) return LG_CORRUPT;
+    if (take_tables(in, block->table, contexts)) return LG_CORRUPT;
     if (lg_take(in, ((count + block->segment_size - 1) >> log) * 4, &block->lengths.at)) return LG_CORRUPT;
     block->lengths.end = in->at;
     for (lg_input lengths = block->lengths; lengths.at != lengths.end;) {
@@ -597,32 +678,112 @@ static uint32_t log_of(uint32_t value)
     return result;
 }
 
-/* Whether some 32768 of the bytes, every 8th or fewer, say that coding would save less than a hundredth:
- * noise stays as it is. */
-static int is_noise(const uint8_t *symbols, size_t count)
+/* What every 8th of the bytes tells, or fewer. */
+typedef struct {
+    uint32_t counts[256], total;
+    uint32_t least, greatest; /* of whole blocks: how often two of a block's bytes are the same, to 2^26 */
+} sample;
+
+static size_t sample_stride(size_t count)
 {
-    uint32_t counts[256] = {0}, total = 0;
-    uint64_t bits = 0;
     size_t stride = 8;
-    if (count < 8192) return 0;
     while (count / stride > 65536) stride *= 2;
-    for (size_t i = 0; i < count; i += stride, total++) counts[symbols[i]]++;
+    return stride;
+}
+
+/* What coding so many of each byte takes, in 1/256 bits. */
+static uint64_t bits_for(const uint32_t *counts, uint32_t total)
+{
+    uint64_t bits = 0;
     for (int s = 0; s < 256; s++)
         if (counts[s]) bits += (uint64_t)counts[s] * (log_of(total) - log_of(counts[s]));
-    return bits > (uint64_t)total * (8 * 256 * 99 / 100);
+    return bits;
+}
+
+static uint32_t count_some(const uint8_t *symbols, size_t count, size_t stride, uint32_t *counts)
+{
+    uint32_t total = 0;
+    memset(counts, 0, 256 * sizeof *counts);
+    for (size_t i = 0; i < count; i += stride, total++) counts[symbols[i]]++;
+    return total;
+}
+
+static void look(sample *seen, const uint8_t *symbols, size_t count)
+{
+    size_t stride = sample_stride(count);
+    *seen = (sample){{0}, 0, UINT32_MAX, 0};
+    for (size_t begin = 0; begin < count; begin += LG_BLOCK) {
+        size_t some = count - begin < LG_BLOCK ? count - begin : LG_BLOCK;
+        uint32_t counts[256], pairs = 0;
+        seen->total += count_some(symbols + begin, some, stride, counts);
+        for (int s = 0; s < 256; s++) {
+            seen->counts[s] += counts[s];
+            pairs += counts[s] * counts[s];
+        }
+        if (some < LG_BLOCK) continue;
+        seen->least = pairs < seen->least ? pairs : seen->least;
+        seen->greatest = pairs > seen->greatest ? pairs : seen->greatest;
+    }
+}
+
+/* Whether tables of their own for each block save a sixteenth. That is so where parts differ, as the rows
+ * of an embedding that were never trained; most often all blocks repeat themselves alike, and then nothing
+ * more is asked. */
+static int differs(const sample *seen, uint64_t bits, const uint8_t *symbols, size_t count)
+{
+    size_t stride = sample_stride(count);
+    uint32_t counts[256];
+    uint64_t sum = 0;
+    if (count <= LG_BLOCK || seen->greatest / 4 < seen->least) return 0;
+    for (size_t begin = 0; begin + LG_BLOCK <= count; begin += LG_BLOCK) {
+        uint32_t total = count_some(symbols + begin, LG_BLOCK, stride, counts);
+        sum += bits_for(counts, total);
+    }
+    return sum < bits - bits / 16;
+}
+
+enum { AS_ONE, IN_BLOCKS, AS_IT_IS };
+
+/* Says how to write an array: noise, of which coding would save less than a hundredth, stays as it is. */
+static int judge(const uint8_t *symbols, size_t count)
+{
+    sample seen;
+    uint64_t bits;
+    if (count < 8192) return AS_ONE;
+    look(&seen, symbols, count);
+    bits = bits_for(seen.counts, seen.total);
+    if (differs(&seen, bits, symbols, count)) return IN_BLOCKS;
+    return bits > (uint64_t)seen.total * (8 * 256 * 99 / 100) ? AS_IT_IS : AS_ONE;
+}
+
+static int put_blocks(lg_bytes *out, const uint8_t *symbols, size_t count, lg_arena arena, int level)
+{
+    size_t at = out->size;
+    uint32_t length;
+    lg_put_u8(out, 3);
+    lg_put_u32(out, 0);
+    for (size_t begin = 0; begin < count; begin += LG_BLOCK) {
+        size_t some = count - begin < LG_BLOCK ? count - begin : LG_BLOCK;
+        if (lg_array_encode(out, symbols + begin, some, arena, level)) return LG_NOMEM;
+    }
+    length = (uint32_t)(out->size - at - 5);
+    memcpy(out->data + at + 1, &length, 4);
+    return LG_OK;
 }
 
 int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_arena arena, int level)
 {
     size_t at = out->size, same = 0;
-    int status;
+    int status, how;
     while (same < count && symbols[same] == symbols[0]) same++;
     if (same == count) {
         lg_put_u8(out, 1);
         lg_put_u8(out, count ? symbols[0] : 0);
         return out->failed ? LG_NOMEM : LG_OK;
     }
-    if (!is_noise(symbols, count)) {
+    how = judge(symbols, count);
+    if (how == IN_BLOCKS) return put_blocks(out, symbols, count, arena, level);
+    if (how == AS_ONE) {
         lg_put_u8(out, 2);
         status = encode(out, (symbols_in){symbols, NULL}, count, 1, arena, level);
         if (status || out->size - at <= count) return status;
@@ -633,23 +794,54 @@ int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_aren
     return out->failed ? LG_NOMEM : LG_OK;
 }
 
-int lg_array_open(lg_array *array, lg_input *in, size_t count, lg_arena *arena)
+static int open_block(lg_array *array, lg_input *in, size_t count, lg_arena *arena)
 {
     uint32_t value = 0;
-    *array = (lg_array){0};
-    if (lg_take_u8(in, &array->mode)) return LG_CORRUPT;
     if (array->mode == 0) return lg_take(in, count, &array->raw);
     if (array->mode == 1) {
         if (lg_take_u8(in, &value)) return LG_CORRUPT;
         array->value = (uint8_t)value;
         return LG_OK;
     }
+    array->segment = (lg_segment){{0}, NULL, NULL, 0};
     return array->mode == 2 ? lg_rans_open(&array->block, in, count, 1, arena) : LG_CORRUPT;
+}
+
+int lg_array_open(lg_array *array, lg_input *in, size_t count, lg_arena *arena)
+{
+    uint32_t length;
+    *array = (lg_array){0};
+    if (lg_take_u8(in, &array->mode)) return LG_CORRUPT;
+    if (array->mode != 3) return open_block(array, in, count, arena);
+    array->cut = 1;
+    array->rest = count;
+    array->memory.size = LG_SCALE * sizeof(uint32_t) + 64;
+    array->memory.data = lg_alloc(arena, array->memory.size);
+    if (!array->memory.data) return LG_NOMEM;
+    if (count <= LG_BLOCK || lg_take_u32(in, &length)) return LG_CORRUPT;
+    array->blocks.at = in->at;
+    if (lg_take(in, length, &array->blocks.at)) return LG_CORRUPT;
+    array->blocks.end = in->at;
+    return LG_OK;
+}
+
+static int next_block(lg_array *array)
+{
+    lg_arena memory = array->memory;
+    array->inside = array->rest < LG_BLOCK ? array->rest : LG_BLOCK;
+    array->rest -= array->inside;
+    if (lg_take_u8(&array->blocks, &array->mode)) return LG_CORRUPT;
+    if (open_block(array, &array->blocks, array->inside, &memory)) return LG_CORRUPT;
+    return array->rest || array->blocks.at == array->blocks.end ? LG_OK : LG_CORRUPT;
 }
 
 int lg_array_next(lg_array *array, uint8_t *room, size_t count, const uint8_t **found, int level)
 {
     *found = room;
+    if (array->cut) {
+        if (!array->inside && next_block(array)) return LG_CORRUPT;
+        array->inside -= count;
+    }
     if (array->mode == 0) {
         *found = array->raw;
         array->raw += count;
