@@ -83,14 +83,15 @@ sanitize:
 	$(CC) $(CHECKED) -fsanitize=address,undefined $(KERNEL) $(FUZZ)/driver.c -o build/fuzz/driver
 	find $(CORPUS) -type f 2>/dev/null | xargs build/fuzz/driver $(CASES)
 
-# libFuzzer, $(SECONDS) on each target: 1 decodes differences, 2 planes, 3 encodes; then frames, in Python.
+# libFuzzer, $(SECONDS) on each target: 1 decodes differences, 2 planes, 3 encodes, 4 compares;
+# then frames, in Python.
 fuzz: $(DEV)/ready
-	mkdir -p build/fuzz $(CORPUS)/1 $(CORPUS)/2 $(CORPUS)/3
-	for target in 1 2 3; do \
+	mkdir -p build/fuzz $(CORPUS)/1 $(CORPUS)/2 $(CORPUS)/3 $(CORPUS)/4
+	for target in 1 2 3 4; do \
 	  clang $(CHECKED) -fsanitize=fuzzer,address,undefined \
 	    -fno-sanitize-coverage=trace-cmp -DTARGET=$$target $(KERNEL) $(FUZZ)/targets.c \
 	    -o build/fuzz/fuzz$$target || exit 1; done
-	printf '%s\n' 1 2 3 | xargs -P $(JOBS) -I {} nice build/fuzz/fuzz{} -max_total_time=$(SECONDS) \
+	printf '%s\n' 1 2 3 4 | xargs -P $(JOBS) -I {} nice build/fuzz/fuzz{} -max_total_time=$(SECONDS) \
 	  -max_len=16384 -len_control=0 -timeout=20 -artifact_prefix=build/fuzz/found- -print_final_stats=1 $(CORPUS)/{}
 	for target in frames index; do \
 	  nice $(DEV)/bin/python tests/fuzz/fuzz_frames.py $$target --seconds $(SECONDS) || exit 1; done

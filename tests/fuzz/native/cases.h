@@ -52,6 +52,9 @@ static inline lg_case case_of(const uint8_t *head)
     return c;
 }
 
+/* Whether a case of the fourth target has differences; else it has planes. */
+static inline int compares_deltas(const uint8_t *head) { return head[1] >> 7; }
+
 /* The base of a case: all zero, all the same, like weights, or anything. */
 static inline void make_base(const lg_case *c, uint8_t *base)
 {
@@ -59,6 +62,7 @@ static inline void make_base(const lg_case *c, uint8_t *base)
     size_t width = lg_width(c->kind), size = c->count * width;
     for (size_t i = 0; i < size; i++)
         base[i] = c->like == 0 ? 0 : (uint8_t)(c->like == 1 ? c->seed : next(&state));
+    if (c->like == 3 && c->seed & 1) memset(base, 0, size / 2); /* parts that differ */
     if (c->like != 2) return;
     for (size_t i = 0; i < c->count; i++) { /* few exponents, both signs */
         uint32_t r = next(&state), e = 100 + (uint32_t)__builtin_ctz(r | 1u << 20);
@@ -124,6 +128,27 @@ static inline int decode_everywhere(const lg_case *c, const uint8_t *payload, si
     return first;
 }
 
+/* Compares at every level: the same answer, yes if and only if decoding gives `data`. */
+static inline void compare_everywhere(const lg_case *c, const uint8_t *payload, size_t size,
+                                      const uint8_t *base, const uint8_t *data, int decoded, int same)
+{
+    size_t bytes = c->count * lg_width(c->kind);
+    int first = LG_OK;
+    for (int level = LG_SCALAR; level <= lg_best_level(); level++) {
+        int status;
+        if (base)
+            status = lg_delta_compare(payload, size, base, data, c->count, c->kind, arena_for(bytes), level);
+        else
+            status = lg_planes_compare(payload, size, data, c->count, c->kind, arena_for(bytes), level);
+        if (!level) first = status;
+        HOLDS(status == first);
+    }
+    if (decoded == LG_OK)
+        HOLDS(first == (same ? LG_OK : LG_DIFFERS));
+    else /* which tile differs may be seen before what is corrupt */
+        HOLDS(first == LG_CORRUPT || first == LG_DIFFERS);
+}
+
 /* Encodes at every level: the same bytes. */
 static inline lg_bytes encode_everywhere(const lg_case *c, const uint8_t *data, const uint8_t *base)
 {
@@ -154,6 +179,7 @@ static inline lg_bytes round_trip(const lg_case *c, const uint8_t *data, const u
     memcpy(payload, coded.data, coded.size);
     HOLDS(decode_everywhere(c, payload, coded.size, base, out) == LG_OK);
     HOLDS(!bytes || !memcmp(out, data, bytes));
+    compare_everywhere(c, payload, coded.size, base, data, LG_OK, 1);
     free(payload);
     free(out);
     return coded;
@@ -168,6 +194,29 @@ static inline void try_decoding(const lg_case *c, const uint8_t *rest, size_t si
     decode_everywhere(c, payload, size, with_base ? base : NULL, out);
     free(base);
     free(out);
+    free(payload);
+}
+
+/* Compares with what decoding gives, with a byte of it changed, or with what was encoded. */
+static inline void try_comparing(const lg_case *c, const uint8_t *head, const uint8_t *rest, size_t size)
+{
+    size_t bytes = c->count * lg_width(c->kind);
+    uint8_t *base = exactly(bytes), *out = exactly(bytes), *data = exactly(bytes), *payload = exactly(size);
+    const uint8_t *from = compares_deltas(head) ? base : NULL;
+    int decoded, way = head[1] >> 5 & 3;
+    make_base(c, base);
+    make_data(c, base, data);
+    memcpy(payload, rest, size);
+    decoded = decode_everywhere(c, payload, size, from, out);
+    if (way < 3 && bytes) memcpy(data, out, bytes);
+    if (way && way < 3 && bytes) {
+        size_t at = (head[10] | (size_t)head[11] << 8) * bytes >> 16;
+        data[at] ^= (uint8_t)(way == 1 ? 1 : 1 + c->seed % 255);
+    }
+    compare_everywhere(c, payload, size, from, data, decoded, !bytes || !memcmp(out, data, bytes));
+    free(base);
+    free(out);
+    free(data);
     free(payload);
 }
 
@@ -189,7 +238,7 @@ static inline void try_encoding(const lg_case *c, const uint8_t *rest, size_t si
 }
 
 /* One input of a fuzz target: a case's head and the rest. 1 decodes it as differences, 2 as planes, 3
- * encodes it. */
+ * encodes it, 4 compares what it decodes to. */
 static inline void try_input(int target, const uint8_t *input, size_t size)
 {
     lg_case c;
@@ -197,6 +246,8 @@ static inline void try_input(int target, const uint8_t *input, size_t size)
     c = case_of(input);
     if (target == 3)
         try_encoding(&c, input + HEAD, size - HEAD);
+    else if (target == 4)
+        try_comparing(&c, input, input + HEAD, size - HEAD);
     else
         try_decoding(&c, input + HEAD, size - HEAD, target == 1);
 }

@@ -45,7 +45,7 @@ static void replay(const char *name)
     size_t size = file ? fread(input, 1, 1u << 22, file) : 0;
     HOLDS(file);
     fclose(file);
-    for (int target = 1; target <= 3; target++) try_input(target, input, size);
+    for (int target = 1; target <= 4; target++) try_input(target, input, size);
     free(input);
 }
 
