@@ -73,10 +73,10 @@ def release(site: Site, version: int, **settings: Any) -> Any:
 BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "errors": ({"errors": 0.2}, ("error_rate",)),
     "crash loop": ({"crash_after": 25}, ("replica", "error_rate")),
-    "slow tail": ({"tail": [0.1, 3.0]}, ("latency",)),
+    "slow tail": ({"tail": [0.12, 8.0]}, ("latency",)),
     "slow mean": ({"slower": 1.5}, ("latency",)),
     "worse answers": ({"wrong": 0.3}, ("quality",)),
-    "memory leak": ({"leak_kb": 1024, "limit_mb": 150}, ("replica", "error_rate")),
+    "memory leak": ({"leak_kb": 1024, "limit_mb": 150}, ("replica", "error_rate", "latency")),
 }
 
 
