@@ -55,6 +55,7 @@ OWN_BASES = {
 }
 PRINTERS = {
     "cli/output.py": "the one place that prints",
+    "observe/scoring/worker.py": "a process of its own; its stdout is its answer",
     "fleet/runtimes/serve/__main__.py": "a replica's own process; its stderr is the replica's log",
 }
 

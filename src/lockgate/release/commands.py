@@ -137,6 +137,10 @@ class Commands:
         back by a release of its own. Raises ConflictError when there is nothing to go back to.
         """
         check_target(target)
+        waiting = self._route(model, target).waiting
+        if waiting is not None:
+            why = f"stopped by {actor}: {reason}"
+            self._write(waiting.id, actor, lambda r: [ev.ReleaseFailed(release=r.id, reason=why)])
         active = self._route(model, target).active
         if active is not None and to is None:
             if active.plan.intent == "rollback":

@@ -182,6 +182,10 @@ def _baking(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
             return (ev.ReleasePromoted(release=release.id),)
         batches = release.plan.limit is not None  # room first, then replicas: no step is skipped
         end = release.step + 1 if batches else len(release.plan.steps) - 1
+        for skipped in range(release.step + 1, end):  # steps are skipped, approvals are not
+            waits = _waits(release, world, skipped)
+            if waits is not None and waits.because == "approval":
+                return _enter(release, world, skipped)
         return _enter(release, world, end)
     step = release.plan.steps[release.step]
     news = _news(release, world, verdict)

@@ -187,7 +187,7 @@ class Engine:
         release = route.active
         world = self._world(route, now)
         if release is not None:
-            events = decide(release, replace(world, verdict=self._judge(release, now)))
+            events = decide(release, replace(world, verdict=self._heard(release, now)))
         elif route.previous is not None and now >= route.keep_until:
             events = self._retired(route, world)
             release = self.book().releases[route.line[-1].release] if events else None
@@ -238,6 +238,20 @@ class Engine:
             blocked=route.blocked(now),
             mirror=scene.mirror,
         )
+
+    def verdict(self, release: str) -> Verdict | None:
+        """Returns what the judge said last of a release that is under way, recorded or not."""
+        looked = self._looks.get(release)
+        return looked.verdict if looked else None
+
+    def _heard(self, release: Release, now: float) -> Verdict | None:
+        """Returns the verdict; None when the judge can't give one: the rest goes on without it."""
+        try:
+            return self._judge(release, now)
+        except Exception as error:  # noqa: BLE001 - replicas and people are looked at all the same
+            self.trouble[release.route] = f"the judge: {type(error).__name__}: {error}"
+            _log.exception("%s can't be judged", release.id)
+            return None
 
     def _judge(self, release: Release, now: float) -> Verdict | None:
         plan, step = release.plan, release.plan.steps[release.step]

@@ -81,7 +81,7 @@ def make_plan(spec: ReleaseSpec, route: Route, candidate: VersionId, *, bytes_to
         scorers={name: found.definition for name, found in spec.scorers.items()}
         if baseline
         else {},
-        score_share=round(spec.score * WHOLE) if baseline and spec.scorers else 0,
+        score_share=max(1, round(spec.score * WHOLE)) if baseline and spec.scorers else 0,
         give_up_s=spec.strategy.give_up_after,
         # A rolling release has taken the old version away, replica by replica.
         keep_previous_s=0.0 if spec.strategy.rolling else spec.keep_previous,
@@ -117,7 +117,11 @@ def _steps(spec: ReleaseSpec, replicas: int) -> tuple[Step, ...]:
             found = ab.steps(strategy)
         case _:
             found = shadow.steps(strategy)
-    return tuple(replace(step, approval=_approved(spec, step.weight)) for step in found)
+    first = {step.weight: index for index, step in reversed(list(enumerate(found)))}
+    return tuple(
+        replace(step, approval=_approved(spec, step.weight) and first[step.weight] == index)
+        for index, step in enumerate(found)
+    )
 
 
 def _variant(spec: ReleaseSpec) -> tuple[str, ...]:

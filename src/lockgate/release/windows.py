@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from lockgate.core.errors import UsageError
@@ -78,6 +79,15 @@ def _days(first: str | None, last: str | None) -> frozenset[int]:
 
 
 def closed_until(windows: Sequence[str], now: float) -> float | None:
+    """Returns None when `now` is in one of `windows`, or there are none, else when one opens.
+
+    Found by the minute within eight days; seconds since the epoch.
+    """
+    return _closed_until(tuple(windows), now // 60 * 60) if windows else None
+
+
+@lru_cache(maxsize=256)
+def _closed_until(windows: tuple[str, ...], now: float) -> float | None:
     """Returns None when `now` is in one of `windows` (or there are none), else when one opens.
 
     Found by the minute within eight days; seconds since the epoch.

@@ -165,3 +165,12 @@ def test_a_stranger_never_crashes_it(kind: str, body: object) -> None:
     text = yaml.safe_dump({"kind": kind, "spec": body})
     with suppress(LockgateError):
         carry(text, model="acme/chat", version="v2")
+
+
+def test_a_pause_at_the_end_is_an_approval_before_everybody() -> None:
+    steps = "[{setWeight: 20}, {pause: {}}]"
+    found = carried(f"kind: Rollout\nspec: {{strategy: {{canary: {{steps: {steps}}}}}}}")
+    assert found.spec["approve"] == {"before": [100.0]}
+    huge = "[{setWeight: 1.0e+400}, {setWeight: 20}]"
+    found = carried(f"kind: Rollout\nspec: {{strategy: {{canary: {{steps: {huge}}}}}}}")
+    assert [step["share"] for step in found.spec["strategy"]["canary"]] == [20, 100]

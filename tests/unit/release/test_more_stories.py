@@ -333,3 +333,46 @@ def test_two_that_open_at_once_do_not_end_each_other(world: World) -> None:
         world.open(3, checks=[])
     world.ticks(2)
     assert world.release(str(first[0])).phase == "baking"
+
+
+def test_promote_skips_steps_and_never_an_approval(world: World) -> None:
+    serve(world, 1)
+    name = world.open(2, strategy={"canary": [10, 50, 100], **FAST}, checks=[],
+                      approve={"before": [50], "count": 2})  # fmt: skip
+    world.ticks(3)
+    world.commands.promote(name, actor="ann", reason="hurry")
+    world.ticks(3)
+    held = world.release(name).held
+    assert held is not None
+    assert (held.because, held.step, world.split()) == ("approval", 1, {1: 90, 2: 10})
+    for person in ("bob", "eve"):
+        world.commands.approve(name, actor=person, reason="fine")
+    world.ticks(3)
+    assert world.release(name).phase == "promoted"
+
+
+def test_a_rollback_stops_the_successor_too(world: World) -> None:
+    serve(world, 1)
+    world.open(2, strategy={"canary": [50, 100], **FAST}, checks=[])
+    world.ticks(2)
+    second = world.open(3, supersede=True, checks=[])
+    world.commands.rollback(MODEL, "local", actor="ann", reason="stop everything")
+    world.ticks(5)
+    assert world.release(second).phase == "failed"
+    assert world.split() == {1: 100}
+    assert world.route.active is None
+
+
+def test_a_judge_that_breaks_keeps_nobody_in_traffic(world: World) -> None:
+    serve(world, 1)
+    name = world.open(2, strategy={"canary": [50, 100], **FAST}, checks=ERRORS)
+    world.ticks(2)
+
+    def broken(*_: object) -> None:
+        raise OverflowError("too large")
+
+    world.engine._judge = broken  # type: ignore[method-assign,assignment]
+    world.fleet.crash(world.d(2), 5)
+    world.ticks(3)
+    assert world.release(name).phase in ("reverting", "reverted")
+    assert world.split() == {1: 100}

@@ -116,7 +116,7 @@ def spec(**changes: str) -> str:
         ({"sticky": "'X Y'"}, "pattern"),
         ({"to": "../etc"}, "target"),
         ({"on_fail": "pray"}, "rollback"),
-        ({"bucket": "0s"}, "longer than nothing"),
+        ({"bucket": "0s"}, "greater than or equal to 0.1"),
     ],
 )  # fmt: skip
 def test_each_mistake_has_its_sentence(changes: dict[str, str], said: str) -> None:

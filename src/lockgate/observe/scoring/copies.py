@@ -109,7 +109,7 @@ def _handler(take: Any) -> type[BaseHTTPRequestHandler]:
             if self.headers.get("transfer-encoding", "").lower() == "chunked":
                 return self._chunks()
             length = int(self.headers.get("content-length") or 0)
-            if length > _MAX_BODY:
+            if not 0 <= length <= _MAX_BODY:
                 self.close_connection = True
                 return b""
             return self.rfile.read(length)
@@ -117,7 +117,7 @@ def _handler(take: Any) -> type[BaseHTTPRequestHandler]:
         def _chunks(self) -> bytes:
             body = b""
             while size := int(self.rfile.readline(64).split(b";")[0], 16):
-                if len(body) + size > _MAX_BODY:
+                if size < 0 or len(body) + size > _MAX_BODY:
                     self.close_connection = True
                     return b""
                 body += self.rfile.read(size)

@@ -19,13 +19,14 @@ import httpx2
 
 from lockgate.core.errors import LockgateError
 from lockgate.core.traffic import Endpoint, Sample
-from lockgate.observe.scoring.api import Scorer, exchange
 from lockgate.observe.scoring.copies import Copies, Copy
-from lockgate.observe.scoring.make import make_scorer
+from lockgate.observe.scoring.worker import Worker
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 120.0
 _POLL_S = 0.5
+_REST_S = 15.0
+"""Seconds that a scorer is left alone after it failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class Desk:
         self._task = task
         self._record = record
         self._stop = threading.Event()
-        self._made: dict[str, Scorer] = {}
+        self._late: dict[str, float] = {}
         self._http = httpx2.Client(timeout=_TIMEOUT_S)
         self._pairs = ThreadPoolExecutor(2 * workers, "lockgate-ask")
         self._threads = [
@@ -69,17 +70,19 @@ class Desk:
         self._http.close()
 
     def _run(self) -> None:
+        worker = Worker()
         while not self._stop.is_set():
             copy = self._copies.take(_POLL_S)
             if copy is None:
                 continue
             try:
-                self._work(copy)
+                self._work(copy, worker)
             except Exception:  # noqa: BLE001 - one copy's fault is not another one's
                 if not self._stop.is_set():
                     _log.exception("a copy could not be scored")
+        worker.close()
 
-    def _work(self, copy: Copy) -> None:
+    def _work(self, copy: Copy, worker: Worker) -> None:
         route, _, revision = copy.route.partition("#")
         task = self._task(route)
         if task is None or not revision.isdigit():
@@ -90,7 +93,7 @@ class Desk:
         for version, answer in zip(asked, answers, strict=True):
             if answer is None:
                 continue
-            scores = self._scores(task, copy, answer)
+            scores = self._scores(task, copy, answer, worker)
             if scores:
                 sample = Sample(
                     at=now, route=route, version=version, propensity=1.0, revision=int(revision),
@@ -110,20 +113,19 @@ class Desk:
             return None
         return value if isinstance(value, dict) else None
 
-    def _scores(self, task: Task, copy: Copy, answer: Mapping[str, Any]) -> dict[str, float]:
+    def _scores(
+        self, task: Task, copy: Copy, answer: Mapping[str, Any], worker: Worker
+    ) -> dict[str, float]:
         found: dict[str, float] = {}
         for name, definition in task.scorers.items():
+            if time.monotonic() < self._late.get(name, 0.0):
+                continue
             try:
-                score = self._scorer(definition).score(exchange(copy.body, answer))
+                score = worker.score(definition, copy.body, answer)
             except LockgateError as error:
                 _log.warning("the scorer %s: %s", name, error.message)
+                self._late[name] = time.monotonic() + _REST_S
                 continue
             if score is not None:
                 found[name] = min(max(score, 0.0), 1.0)
         return found
-
-    def _scorer(self, definition: Mapping[str, Any]) -> Scorer:
-        key = repr(sorted(definition.items()))
-        if key not in self._made:
-            self._made[key] = make_scorer(definition)
-        return self._made[key]

@@ -77,6 +77,8 @@ def _pattern(text: str) -> re.Pattern[str]:
 def _schema(schema: Mapping[str, Any] | None) -> Validates | None:
     if schema is None:
         return None
+    if outside := sorted(_outside(schema)):
+        raise UsageError(f"a schema refers to itself only ('#/…'), not to {outside[0]!r}")
     _need("jsonschema", "json with a schema")
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
@@ -87,6 +89,17 @@ def _schema(schema: Mapping[str, Any] | None) -> Validates | None:
         raise UsageError(f"it is not a JSON schema: {error.message}") from error
     made: Validates = Draft202012Validator(schema)
     return made
+
+
+def _outside(schema: Any) -> set[str]:
+    """Returns the references that would have to be fetched."""
+    if isinstance(schema, list):
+        return {found for item in schema for found in _outside(item)}
+    if not isinstance(schema, Mapping):
+        return set()
+    said = schema.get("$ref"), schema.get("$dynamicRef"), schema.get("$id")
+    mine = {text for text in said if isinstance(text, str) and not text.startswith("#")}
+    return mine.union(*(_outside(item) for item in schema.values()))
 
 
 def _similar(options: Mapping[str, Any]) -> Scorer:

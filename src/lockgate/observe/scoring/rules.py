@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from lockgate.observe.scoring.api import Exchange
@@ -82,9 +83,9 @@ class Known:
         return float(_number(said) is not None and _number(said) == _number(known))
 
 
-def _number(text: str) -> float | None:
-    found = re.findall(r"-?\d+(?:\.\d+)?", text[:_MAX_TEXT])
-    return float(found[-1]) if found else None
+def _number(text: str) -> Decimal | None:
+    found = re.findall(r"-?\d[\d,]{0,400}(?:\.\d{1,400})?", text[:_MAX_TEXT])
+    return Decimal(found[-1].replace(",", "")) if found else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ class Carried:
     @property
     def text(self) -> str:
         """The spec as YAML, with what was left as comments on top."""
-        notes = "".join(f"#   - {note}\n" for note in self.left)
+        notes = "".join(f"#   - {' '.join(note.split())}\n" for note in self.left)
         head = f"# Not carried over:\n{notes}" if notes else ""
         return head + yaml.safe_dump(dict(self.spec), sort_keys=False, allow_unicode=True)
 
@@ -87,6 +87,7 @@ def _finish(draft: _Draft) -> Carried:
         draft.spec["checks"] = draft.checks
     else:
         draft.leave("no metric could be carried: without 'checks' every step passes by time")
+    draft.approve[:] = [100.0 if before == -1.0 else before for before in draft.approve]
     if draft.approve:
         draft.spec["approve"] = {"before": sorted(set(draft.approve))}
     try:
@@ -166,7 +167,7 @@ def _argo_step(draft: _Draft, name: str, value: Any) -> None:
 def _share(draft: _Draft, share: float) -> None:
     """Adds a step, and settles what waited for 'the next one'."""
     known = [step["share"] for step in draft.steps]
-    if share <= 0 or share in known or (known and share < known[-1]):
+    if not 0 < share <= 100 or share in known or (known and share < known[-1]):
         draft.leave(f"a step to {share:g}%: steps grow, from above zero")
         return
     whole = int(share) if share == int(share) else share

@@ -86,6 +86,9 @@ def _moment(value: Any) -> float | None:
     return value.timestamp()
 
 
+_LATEST = 4_102_444_800.0  # the year 2100
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -193,7 +196,7 @@ class CheckSpec(_Strict):
     """One rule over a signal: relative to the baseline, or absolute."""
 
     signal: Annotated[str, AfterValidator(_ours(lambda name: find_signal(name).name))]
-    worse_by_at_most: Ratio | None = None
+    worse_by_at_most: Annotated[Ratio | None, Field(le=100)] = None
     at_most: float | None = None
     at_least: Annotated[float, Field(gt=0)] | None = None
     floor: float | None = None
@@ -259,7 +262,7 @@ class ScorerSpec(_Strict):
     url: Text | None = None
     model: Text | None = None
     prompt: Text | None = None
-    key_env: Annotated[str | None, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")] = None
+    key_env: Annotated[str | None, Field(pattern=r"^LOCKGATE_[A-Z0-9_]{1,55}$")] = None
 
     @model_validator(mode="after")
     def _can_be_made(self) -> ScorerSpec:
@@ -300,15 +303,19 @@ class ReleaseSpec(_Strict):
     to: Annotated[str, AfterValidator(_ours(check_target))] = "local"
     strategy: StrategySpec
     checks: tuple[CheckSpec, ...] = Field(default=(), max_length=50)
-    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.01
-    beta: Annotated[float, Field(gt=0, le=0.5)] = 0.05
-    bucket: Duration = 10.0
+    alpha: Annotated[float, Field(ge=1e-6, le=0.2)] = 0.01
+    beta: Annotated[float, Field(ge=1e-6, le=0.5)] = 0.05
+    bucket: Annotated[Duration, Field(ge=0.1, le=86_400)] = 10.0
     adjust: tuple[Literal["request_bytes"], ...] = ()
     slo: Annotated[Ratio | None, Field(ge=0.5, lt=1)] = None
     on_fail: Literal["rollback", "hold"] = "rollback"
     on_deadline: Literal["rollback", "hold"] = "rollback"
-    windows: tuple[Annotated[str, AfterValidator(_ours(lambda t: parse_window(t) and t))], ...] = ()
-    not_before: Annotated[float | None, BeforeValidator(_ours(_moment))] = None
+    windows: tuple[Annotated[str, AfterValidator(_ours(lambda t: parse_window(t) and t))], ...] = (
+        Field(default=(), max_length=20)
+    )
+    not_before: Annotated[
+        float | None, Field(ge=0, le=_LATEST), BeforeValidator(_ours(_moment))
+    ] = None
     approve: ApproveSpec | None = None
     scorers: Annotated[
         Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], ScorerSpec],
@@ -323,8 +330,6 @@ class ReleaseSpec(_Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> ReleaseSpec:
-        if self.bucket <= 0:
-            raise ValueError("'bucket' must be longer than nothing")
         keys = {find_signal(check.signal).key for check in self.checks} - {""}
         if unknown_keys := sorted(keys - self.scorers.keys()):
             raise ValueError(

@@ -169,6 +169,7 @@ def _reading(api: APIRouter, control: Control) -> None:
             timeline=_timeline(control, release),
             names=short_names(control.registry.models()),
             trouble=control.engine.trouble.get(found.route),
+            verdict=None if found.final else control.engine.verdict(found.id),
         )
 
     @api.post("/releases/{release}/replay")

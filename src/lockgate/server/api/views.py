@@ -130,6 +130,7 @@ def release_view(
     timeline: Sequence[Recorded],
     names: Mapping[str, str],
     trouble: str | None,
+    verdict: Verdict | None = None,
 ) -> Json:
     """Returns everything that a person may want to know of a release now."""
     plan = release.plan
@@ -143,7 +144,7 @@ def release_view(
         "bake_left_s": _bake_left(release, now),
         "split": _split(release, route),
         "steps": [_step(release, index) for index in range(len(plan.steps))],
-        "verdict": to_json(release.verdict),
+        "verdict": to_json(verdict or release.verdict),
         "rollback": to_json(release.rollback),
         "reason": release.reason,
         "trouble": trouble,
