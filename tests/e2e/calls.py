@@ -93,6 +93,10 @@ class Callers:
             assert time.monotonic() < deadline, f"only {len(self.calls)} calls"
             time.sleep(0.05)
 
+    def more(self, count: int) -> None:
+        """Waits for `count` more calls."""
+        self.wait_for(len(self.calls) + count)
+
     async def _run(self) -> None:
         await asyncio.gather(*(self._caller(i, kind) for i, kind in enumerate(self.kinds)))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,16 @@ class Site:
         self.port = 0
 
     def start(self) -> Site:
-        """Starts the server; the ports of the first start are kept."""
+        """Starts the server, waits until it answers; the ports of the first start are kept."""
+        self.launch()
+        wait(self._answers, 40)
+        with self.client() as client:
+            self.port = int(client.url.rpartition(":")[2])
+            self.gateway = int(client.get("/status")["gateway"].rpartition(":")[2])
+        return self
+
+    def launch(self) -> None:
+        """Starts the server and goes on at once."""
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "server.json").unlink(missing_ok=True)
         with (self.folder / "serve.log").open("ab") as log:
@@ -42,11 +53,6 @@ class Site:
                  "--gateway-port", str(self.gateway)],
                 cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        wait(self._answers, 40)
-        with self.client() as client:
-            self.port = int(client.url.rpartition(":")[2])
-            self.gateway = int(client.get("/status")["gateway"].rpartition(":")[2])
-        return self
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -70,6 +76,34 @@ class Site:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
+
+    def kill_at_each_event(self, release: str, between: Callable[[], None]) -> int:
+        """kill -9 of the server as soon as it wrote an event of `release`, until it is promoted.
+
+        Reads the ledger's file, for a server that starts again writes more before it answers.
+        Calls `between` while no server runs; returns how often it was killed.
+        """
+        seen = kills = 0
+        deadline = time.monotonic() + 150
+        while time.monotonic() < deadline:
+            told = self.recorded(release)
+            if "ReleasePromoted" in told:
+                break
+            if len(told) > seen:
+                seen = len(told)
+                self.kill()
+                kills += 1
+                between()
+                self.launch()
+            time.sleep(0.002)
+        wait(self._answers, 40)
+        return kills
+
+    def recorded(self, release: str) -> list[str]:
+        """Returns the kinds of a release's events, from the ledger's file."""
+        query = "SELECT kind FROM event WHERE stream = ? ORDER BY version"
+        with closing(sqlite3.connect(f"file:{self.home / 'ledger.db'}?mode=rw", uri=True)) as file:
+            return [kind for (kind,) in file.execute(query, (f"release/{release}",))]
 
     def client(self) -> Client:
         return connect(self.home, actor="tester")

@@ -29,23 +29,10 @@ def test_the_server_is_killed_after_every_event_of_a_release(site: Site) -> None
     """Callers notice nothing, the release is promoted, the ledger is whole."""
     site.serve_first(CREDIT, "credit")
     site.run("publish", str(MODELS / "credit-v2"), CREDIT)
-    kills = 0
     with Callers(site.address, credit_callers(3), pause_s=0.01) as callers:
         callers.wait_for(50)
         name = site.open(CREDIT, 2)
-        seen = 0
-        deadline = time.monotonic() + 150
-        while time.monotonic() < deadline:
-            told = kinds(site, name)
-            if len(told) > seen and "ReleasePromoted" not in told:
-                seen = len(told)
-                site.kill()
-                kills += 1
-                callers.wait_for(len(callers.calls) + 20)  # the data plane goes on alone
-                site.start()
-            if "ReleasePromoted" in told:
-                break
-            time.sleep(0.05)
+        kills = site.kill_at_each_event(name, lambda: callers.more(20))
     assert kills >= 5
     assert callers.failed == [], callers.failed[:5]
     view = site.ended(name)
