@@ -1,0 +1,1 @@
+"""The arithmetic of merging: formulas on float32 parts of tensors, and adapters."""

@@ -1,0 +1,1 @@
+"""Which weights to remove: masks of single weights, and whole neurons."""

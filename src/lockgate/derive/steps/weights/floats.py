@@ -1,0 +1,89 @@
+"""Floats as float32 and back, by bits: the narrow kinds that checkpoints keep their weights in.
+
+F16, BF16 and F32 as the store's recipes cast them. F8_E4M3 is the format of Micikevicius et al.
+2022, *FP8 Formats for Deep Learning*: no infinity, one NaN (0x7F), largest 448, bias 7.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockgate.core.errors import UsageError
+from lockgate.store.codec import recipes
+
+Wide = NDArray[np.float32]
+Raw = NDArray[np.uint8]
+FLOATS = {"F16": recipes.F16, "BF16": recipes.BF16, "F32": recipes.F32}
+"""What a checkpoint's weights are made of, by the names that safetensors gives types."""
+
+WIDTHS = {
+    "F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+}  # fmt: skip
+"""Bytes of an element; 1 for what is not named."""
+
+E4M3_MAX = 448.0
+_E4M3_NAN = 0x7F
+_E4M3_LEAST_NORMAL = np.float32(2.0**-6)
+_E4M3_STEP = np.float32(2.0**9)  # one over the step between the numbers below the least normal
+
+
+def widen(data: Raw, dtype: str) -> Wide:
+    """Returns the floats in `data` (bytes, whole elements) as float32, exactly, flat.
+
+    Raises UsageError for a dtype whose elements are not floats of 8, 16 or 32 bits.
+    """
+    if dtype == "F8_E4M3":
+        return decode_e4m3(data)
+    if dtype not in FLOATS:
+        raise UsageError(
+            f"tensors of {dtype} can't be worked on, only those of {', '.join(sorted(FLOATS))}",
+            hint="start from the version with unquantized weights",
+        )
+    return recipes.widen(data.data, FLOATS[dtype])
+
+
+def narrow(values: Wide, dtype: str) -> bytes:
+    """Returns float32 `values` as the bytes of `dtype`, rounded to nearest, ties to even.
+
+    What is too large for F16 becomes infinite, for F8_E4M3 it becomes NaN.
+    """
+    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+    if dtype == "F8_E4M3":
+        return encode_e4m3(flat).tobytes()
+    return recipes.narrow(flat, FLOATS[dtype])
+
+
+def rounded(values: Wide, dtype: str) -> Wide:
+    """Returns `values`, of any shape, as they are after a stay in `dtype`."""
+    data = np.frombuffer(narrow(values, dtype), np.uint8)
+    return widen(data, dtype).reshape(values.shape)
+
+
+def encode_e4m3(values: Wide) -> Raw:
+    """Returns float32 `values`, of any shape, as F8_E4M3's bytes, to nearest, ties to even."""
+    word = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    sign = ((word >> 24) & 0x80).astype(np.uint8)
+    bits = word & np.uint32(0x7FFFFFFF)
+    size = bits.view(np.float32)
+    near = (bits + np.uint32(0x7FFFF) + ((bits >> 20) & np.uint32(1))) >> 20
+    with np.errstate(invalid="ignore", over="ignore"):
+        small = np.rint(np.minimum(size, np.float32(1)) * _E4M3_STEP)
+        code = np.where(size < _E4M3_LEAST_NORMAL, small, near.astype(np.int64) - (120 << 3))
+        code = np.where(np.isnan(size) | (code > _E4M3_NAN), _E4M3_NAN, code)
+    return np.asarray(code.astype(np.uint8) | sign)
+
+
+def decode_e4m3(data: Raw) -> Wide:
+    """Returns F8_E4M3's bytes, of any shape, as float32, exactly."""
+    code = np.arange(256)
+    exponent, fraction = (code >> 3) & 15, (code & 7).astype(np.float32)
+    size = np.where(
+        exponent == 0,
+        np.ldexp(fraction, -9),
+        np.ldexp(fraction + np.float32(8), np.maximum(exponent, 1) - 10),
+    )
+    size = np.where((code & 0x7F) == _E4M3_NAN, np.float32(np.nan), size)
+    table = np.where(code & 0x80, -size, size).astype(np.float32)
+    return np.asarray(table[data])
