@@ -26,7 +26,10 @@ NO_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 BIG_PROTOCOLS: dict[str, str] = {}
-BIG_PACKAGES: dict[str, str] = {}
+BIG_PACKAGES: dict[str, str] = {
+    "cli": "one file for each group of verbs, beside what finds, prints and draws them",
+    "core": "one file for each kind of value; all that is above reads several of them",
+}
 NOT_FROZEN: dict[str, str] = {  # dataclasses that are no values: "file:class" → why
     "cli/main.py:Context": "what click hands from verb to verb; holds an open console",
     "demo/report.py:Story": "collects what happens while the demo runs",
@@ -48,6 +51,7 @@ OWN_BASES = {
     "LockgateError": "errors",
     "UsageError": "errors",
     "PortError": "errors",
+    "GateRefusedError": "errors",
     "_Strict": "pydantic models of one module that share one strictness",
     "_Body": "pydantic models of one module that share one strictness",
     "Why": "a request body that also has a reason",
@@ -56,6 +60,8 @@ OWN_BASES = {
 PRINTERS = {
     "cli/output.py": "the one place that prints",
     "observe/scoring/worker.py": "a process of its own; its stdout is its answer",
+    "derive/child.py": "a process of its own; its stdout is how far its step is",
+    "host/jobs/warden.py": "a process of its own; its stdout is the job's",
     "fleet/runtimes/serve/__main__.py": "a replica's own process; its stderr is the replica's log",
 }
 

@@ -20,6 +20,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TransferSpeedColumn,
 )
@@ -135,6 +136,19 @@ class Output:
         with Progress(*columns, console=self._err, disable=not self.live, transient=True) as bar:
             task = bar.add_task(unit, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    @contextmanager
+    def stepping(self) -> Iterator[Callable[[str, float, float], None]]:
+        """Shows how far a step is, in its own unit; silent when nobody watches."""
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        with Progress(*columns, console=self._err, disable=not self.live, transient=True) as bar:
+            task = bar.add_task("", total=None, visible=False)
+
+            def report(text: str, done: float, total: float) -> None:
+                whole = total or None
+                bar.update(task, description=clean(text), completed=done, total=whole, visible=True)
+
+            yield report
 
     @contextmanager
     def watching(self) -> Iterator[Callable[[RenderableType], None]]:

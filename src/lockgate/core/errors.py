@@ -8,9 +8,11 @@
     ├── DeniedError                     5   policy said no; names the policy
     ├── IntegrityError                  6   digest or signature mismatch
     ├── GateRefusedError                10  carries verdicts
+    │   └── RetrainError                15  what is refused would be let in after better training
     ├── RolledBackError                 11  carries the failing verdict
     ├── HeldError                       12  waiting: approval, or not enough traffic
     ├── DeadlineError                   13
+    ├── StepFailedError                 14  a step ended badly, or took more than it may
     └── PortError                           raised by adapters only
         ├── TemporaryError(retry_in)    20
         └── PermanentError              21
@@ -116,6 +118,13 @@ class GateRefusedError(LockgateError):
     http_status = 409
 
 
+class RetrainError(GateRefusedError):
+    """A gate refused the version, and says what training would have to reach."""
+
+    exit_code = 15
+    code = "retrain"
+
+
 class RolledBackError(LockgateError):
     """The release was rolled back."""
 
@@ -138,6 +147,14 @@ class DeadlineError(LockgateError):
     exit_code = 13
     code = "deadline"
     http_status = 504
+
+
+class StepFailedError(LockgateError):
+    """A step failed, or was stopped at a limit; no version was made."""
+
+    exit_code = 14
+    code = "step-failed"
+    http_status = 422
 
 
 class PortError(LockgateError):

@@ -14,7 +14,10 @@ from typing import Literal, get_args
 from lockgate.core.codec import from_json, to_json
 from lockgate.core.verdict import Verdict
 
-Relation = Literal["trained-from", "quantized-from", "merged-from", "evaluated-on", "derived-from"]
+Relation = Literal[
+    "trained-from", "trained-on", "quantized-from", "calibrated-on", "pruned-from",
+    "distilled-from", "merged-from", "converted-from", "evaluated-on", "derived-from",
+]  # fmt: skip
 HeldBecause = Literal["approval", "evidence", "person", "capacity", "window", "blocked"]
 RevertCause = Literal["verdict", "person", "replicas", "gateway", "deadline", "superseded"]
 
@@ -67,6 +70,45 @@ class AliasMoved:
     digest: str
     previous: int | None = None
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionDerived:
+    """A step made this version; who runs `recipe` again gets the same one, if it says so.
+
+    `recipe` is what was run (step, code, parameters, seed, libraries, inputs), `recipe_digest` its
+    name. `metrics` are the step's own, `seconds` of wall clock and `peak_bytes` of memory what it
+    took, `log` the end of what it said.
+    """
+
+    model: str
+    number: int
+    digest: str
+    recipe_digest: str
+    recipe: Mapping[str, object]
+    lineage: tuple[Edge, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionJudged:
+    """A gate judged a version for a target; the same `question` has the same answer.
+
+    `gate` names it, `question` is the digest of what was asked (the version, the gate's settings,
+    what it was compared with). `remedy` says what would help where it failed.
+    """
+
+    model: str
+    number: int
+    digest: str
+    target: str
+    gate: str
+    question: str
+    verdict: Verdict
+    remedy: Literal["", "retrain", "change", "approve"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,7 +319,7 @@ class UnknownEvent:
     body: Mapping[str, object]
 
 
-RegistryEvent = VersionPublished | AliasMoved
+RegistryEvent = VersionPublished | AliasMoved | VersionDerived | VersionJudged
 ReleaseEvent = (
     ReleaseOpened
     | ReleaseAdmitted

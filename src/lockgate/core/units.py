@@ -8,6 +8,12 @@ from lockgate.core.errors import UsageError
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", re.IGNORECASE)
+_SCALES = {"b": 1.0} | {
+    f"{letter}{two}b": float(base**power)
+    for power, letter in enumerate("kmgt", 1)
+    for two, base in (("", 1000), ("i", 1024))
+}
 _LONGEST_S = 100 * 365 * 86_400.0
 _BYTES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
@@ -25,6 +31,19 @@ def parse_duration(text: str | float) -> float:
     if not parts or "".join(n + u for n, u in parts) != str(text).replace(" ", ""):
         raise UsageError(f"{text!r} is not a duration", hint="write it like 90s, 10m or 1h30m")
     return parse_duration(sum(float(number) * _SECONDS[unit] for number, unit in parts))
+
+
+def parse_size(text: str | float) -> int:
+    """Returns bytes from `500 MB`, `4GB`, `2 GiB` or a plain number of bytes.
+
+    Raises UsageError for anything else.
+    """
+    if isinstance(text, int | float) and not isinstance(text, bool) and 0 <= text < 2**63:
+        return int(text)
+    found = _SIZE.fullmatch(str(text).strip())
+    if not found:
+        raise UsageError(f"{text!r} is not a size", hint="write it like 500MB, 4GB or 2GiB")
+    return parse_size(float(found[1]) * _SCALES[found[2].lower()])
 
 
 def parse_ratio(text: str | float) -> float:

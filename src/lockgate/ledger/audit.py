@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lockgate.core import events as ev
 from lockgate.core.clock import iso
 from lockgate.core.digests import short
-from lockgate.core.units import size
+from lockgate.core.units import duration, size
 from lockgate.core.verdict import Verdict
 
 
@@ -16,6 +16,8 @@ def say(event: ev.Event) -> str:
     match event:
         case ev.VersionPublished() | ev.AliasMoved():
             return _say_registry(event)
+        case ev.VersionDerived() | ev.VersionJudged():
+            return _say_version(event)
         case ev.UnknownEvent(kind=kind):
             return f"{kind} (written by a newer lockgate)"
         case ev.ReleaseOpened():
@@ -42,6 +44,14 @@ def _say_registry(event: ev.VersionPublished | ev.AliasMoved) -> str:
     before = f" (was v{event.previous})" if event.previous else ""
     why = f": {event.reason}" if event.reason else ""
     return f"{event.alias} of {event.model} is now v{event.number}{before}{why}"
+
+
+def _say_version(event: ev.VersionDerived | ev.VersionJudged) -> str:
+    name = f"v{event.number} of {event.model}"
+    if isinstance(event, ev.VersionJudged):
+        return f"{name} for {event.target}, {event.gate}: {say_verdict(event.verdict)}"
+    came = ", ".join(f"{edge.model} {short(edge.digest)}" for edge in event.lineage)
+    return f"{name} made by {event.recipe.get('step')} from {came} in {duration(event.seconds)}"
 
 
 def _say_opened(event: ev.ReleaseOpened) -> str:

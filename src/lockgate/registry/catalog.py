@@ -7,18 +7,30 @@ from dataclasses import dataclass, field, replace
 
 from lockgate.core.digests import short
 from lockgate.core.errors import NotFoundError
-from lockgate.core.events import AliasMoved, Edge, VersionPublished
+from lockgate.core.events import (
+    AliasMoved,
+    Edge,
+    VersionDerived,
+    VersionJudged,
+    VersionPublished,
+)
 from lockgate.core.names import VersionRef
 from lockgate.ledger.api import Recorded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """A published version: the event that made it, when, and by whom."""
+    """A published version: the event that made it, when, and by whom.
+
+    `derived`: the steps that made it, should there be any; `judged`: what gates said of it, each
+    question's last answer.
+    """
 
     published: VersionPublished
     at: float
     publisher: str
+    derived: tuple[VersionDerived, ...] = ()
+    judged: tuple[VersionJudged, ...] = ()
 
     @property
     def number(self) -> int:
@@ -29,6 +41,12 @@ class Version:
     def digest(self) -> str:
         """Its identity."""
         return self.published.digest
+
+    @property
+    def lineage(self) -> tuple[Edge, ...]:
+        """What it came from: as its publisher said, and as the steps that made it say."""
+        edges = (*self.published.lineage, *(e for d in self.derived for e in d.lineage))
+        return tuple(dict.fromkeys(edges))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +94,22 @@ def evolve(models: Mapping[str, Model], recorded: Recorded) -> Mapping[str, Mode
         times = {**model.alias_times, event.alias: recorded.at}
         model = replace(model, aliases=aliases, alias_times=times, events=recorded.version)
         return {**models, event.model: model}
+    if isinstance(event, VersionDerived | VersionJudged):
+        model = models.get(event.model, Model(name=event.model))
+        versions = tuple(_told(version, event) for version in model.versions)
+        return {**models, event.model: replace(model, versions=versions, events=recorded.version)}
     return models
+
+
+def _told(version: Version, event: VersionDerived | VersionJudged) -> Version:
+    """Returns `version` after what the event says of it."""
+    if version.digest != event.digest:
+        return version
+    if isinstance(event, VersionDerived):
+        others = (d for d in version.derived if d.recipe_digest != event.recipe_digest)
+        return replace(version, derived=(*others, event))
+    rest = (j for j in version.judged if j.question != event.question)
+    return replace(version, judged=(*rest, event))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +130,7 @@ def ancestors(models: Mapping[str, Model], version: Version) -> Iterator[Ancesto
         depth += 1
         above: list[Version] = []
         for child in level:
-            for edge in child.published.lineage:
+            for edge in child.lineage:
                 yield Ancestor(edge=edge, child=child.digest, depth=depth)
                 parent = models.get(edge.model, Model(name=edge.model)).by_digest(edge.digest)
                 if parent and parent.digest not in seen:
@@ -110,7 +143,7 @@ def descendants(models: Mapping[str, Model], digest: str) -> Iterator[Version]:
     """Yields the versions, of any model, with an edge to `digest`."""
     for model in models.values():
         for version in model.versions:
-            if any(edge.digest == digest for edge in version.published.lineage):
+            if any(edge.digest == digest for edge in version.lineage):
                 yield version
 
 

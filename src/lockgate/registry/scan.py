@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from lockgate.core.digests import digest_of
 from lockgate.core.errors import NotFoundError, UsageError
-from lockgate.registry.manifest import check_paths
+from lockgate.registry.manifest import Manifest, check_paths
+from lockgate.store.api import Artifact
 from lockgate.store.formats.spans import TensorSpan
-from lockgate.store.split import FilePlan, look_elsewhere, plan_file
+from lockgate.store.split import FilePlan, cuts, look_elsewhere, plan_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,3 +94,22 @@ def _file(source: Path, path: str, root: Path) -> Path:
     if not stat.S_ISREG(mode):
         raise UsageError(f"{path} is not a regular file", hint="leave it out with --exclude")
     return real
+
+
+def folder_manifest(folder: Path) -> Manifest:
+    """Returns the manifest that publishing `folder` would give; stores nothing.
+
+    Raises what `scan` raises.
+    """
+    plan = scan(folder)
+    artifacts = []
+    for file in plan.files:
+        with file.source.open("rb") as source:
+            pieces = tuple(
+                cut.piece(digest_of(os.pread(source.fileno(), cut.size, cut.begin)))
+                for cut in cuts(file, source)
+            )
+        artifacts.append(
+            Artifact(path=file.path, size=file.size, pieces=pieces, executable=file.executable)
+        )
+    return Manifest(artifacts=tuple(artifacts), folders=plan.folders)

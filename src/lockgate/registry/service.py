@@ -5,14 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lockgate.core import canonical
 from lockgate.core.clock import Clock
 from lockgate.core.codec import to_json
 from lockgate.core.digests import Digest, digest_of, short
 from lockgate.core.errors import ConflictError, IntegrityError, NotFoundError, UsageError
-from lockgate.core.events import AliasMoved, Edge, VersionPublished
+from lockgate.core.events import (
+    AliasMoved,
+    Edge,
+    RegistryEvent,
+    VersionDerived,
+    VersionJudged,
+    VersionPublished,
+)
 from lockgate.core.names import check_alias, check_model, parse_version
 from lockgate.ledger.api import Ledger
 from lockgate.registry import catalog
@@ -137,7 +144,10 @@ class Registry:
             raise UsageError(f"a version has at most {_MAX_LABELS} labels")
         if len(canonical.encode(to_json(details))) > _MAX_DETAILS:
             raise UsageError(f"what is said of a version has at most {_MAX_DETAILS} bytes")
-        for edge in details.lineage:
+        self._check_edges(details.lineage)
+
+    def _check_edges(self, edges: Iterable[Edge]) -> None:
+        for edge in edges:
             if self.model(edge.model).by_digest(edge.digest) is None:
                 raise UsageError(f"{edge.model} has no version {edge.digest} to be {edge.relation}")
 
@@ -170,7 +180,34 @@ class Registry:
             return Published(version=self.version(model, digest), created=True)
         raise ConflictError(f"too many others publish to {model} at this moment")
 
-    def _write(self, model: str, event: VersionPublished | AliasMoved, actor: str) -> None:
+    def derived(self, recipe_digest: str) -> Version | None:
+        """Returns the version that a recipe is known to give, None when nobody ran it."""
+        for model in self.models().values():
+            for version in model.versions:
+                if any(made.recipe_digest == recipe_digest for made in version.derived):
+                    return version
+        return None
+
+    def record(self, event: VersionDerived | VersionJudged, *, actor: str) -> Version:
+        """Keeps what a step or a gate says of a version; the same once more changes nothing.
+
+        Raises NotFoundError for a version that is not here, UsageError for what is too large or
+        names versions that there are not.
+        """
+        if len(canonical.encode(to_json(event))) > _MAX_DETAILS:
+            raise UsageError(f"what is recorded of a version has at most {_MAX_DETAILS} bytes")
+        if isinstance(event, VersionDerived):
+            self._check_edges(event.lineage)
+            if digest_of(canonical.encode(event.recipe)) != event.recipe_digest:
+                raise IntegrityError("the recipe does not have the digest that it is said to have")
+        with self._lock:
+            found = self.version(event.model, event.digest)
+            event = replace(event, number=found.number)
+            if event not in (*found.derived, *found.judged):
+                self._write(event.model, event, actor)
+            return self.version(event.model, event.digest)
+
+    def _write(self, model: str, event: RegistryEvent, actor: str) -> None:
         known = self.models().get(model, Model(name=model))
         self._ledger.append(
             f"model/{model}", known.events, [event], actor=actor, at=self._clock.now()

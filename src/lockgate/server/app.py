@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from lockgate._version import __version__
 from lockgate.core.errors import LockgateError, NotFoundError, SpecError, UsageError
 from lockgate.server.access import principal
-from lockgate.server.api import registry, release, store, system
+from lockgate.server.api import derived, registry, release, store, system
 from lockgate.server.door import Door
 from lockgate.server.wiring import Control
 
@@ -46,7 +46,7 @@ def create_app(control: Control) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(ValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    for module in (registry, release, store, system):
+    for module in (registry, derived, release, store, system):
         router = module.router(control, caller)
         app.include_router(router, prefix="/api/v1", dependencies=[Depends(caller)])
 

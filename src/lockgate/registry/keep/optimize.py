@@ -72,7 +72,7 @@ def _earlier(
     registry: Registry, version: Version, before: list[Version], manifest: Manifest
 ) -> Iterator[Manifest]:
     """Yields the manifests of the versions before this one that it is likeliest made from."""
-    parents = {edge.digest for edge in version.published.lineage}
+    parents = {edge.digest for edge in version.lineage}
     model = version.published.model
     ranked = sorted(
         before,

@@ -144,7 +144,10 @@ def _models(api: APIRouter, control: Control) -> None:
         """Returns a version and its manifest."""
         found = registry.version(f"{owner}/{name}", version)
         view = version_view(found, registry.model(f"{owner}/{name}"))
-        return {**view, "manifest": manifest_view(registry.manifest(found.digest))}
+        return {
+            **view, "derived": to_json(found.derived), "judged": to_json(found.judged),
+            "manifest": manifest_view(registry.manifest(found.digest)),
+        }  # fmt: skip
 
     @api.post("/models/{owner}/{name}/bases")
     def bases(owner: str, name: str, body: Like) -> dict[str, list[str]]:

@@ -31,7 +31,10 @@ def version_view(version: Version, model: Model) -> Json:
     """Returns a version with its aliases."""
     body: Json = to_json(version.published)
     aliases = sorted(name for name, number in model.aliases.items() if number == version.number)
-    return {**body, "at": iso(version.at), "publisher": version.publisher, "aliases": aliases}
+    return {
+        **body, "at": iso(version.at), "publisher": version.publisher, "aliases": aliases,
+        "lineage": to_json(version.lineage),
+    }  # fmt: skip
 
 
 def model_view(model: Model) -> Json:

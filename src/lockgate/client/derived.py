@@ -1,0 +1,50 @@
+"""`Versions` of a server, over HTTP: what steps need to know, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lockgate.client.client import Client
+from lockgate.core.codec import to_json
+from lockgate.core.errors import NotFoundError
+from lockgate.core.events import VersionDerived
+from lockgate.derive.recipe import Given
+
+
+class RemoteVersions:
+    """What a server knows of versions and recipes."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def find(self, model: str, version: str) -> Given:
+        """See `Versions.find`."""
+        return _given(self._client.get(f"/models/{model}/versions/{version}"))
+
+    def derived(self, recipe_digest: str) -> Given | None:
+        """See `Versions.derived`."""
+        try:
+            return _given(self._client.get(f"/recipes/{recipe_digest}"))
+        except NotFoundError:
+            return None
+
+    def record_derived(self, event: VersionDerived) -> None:
+        """See `Versions.record_derived`."""
+        body = to_json(event)
+        path = f"/models/{event.model}/versions/{event.digest}/derived"
+        self._client.post(
+            path, {k: body[k] for k in body if k not in ("model", "number", "digest")}
+        )
+
+    def recipe_of(self, model: str, version: str) -> Mapping[str, Any]:
+        """See `Versions.recipe_of`."""
+        found = self._client.get(f"/models/{model}/versions/{version}")
+        if not found["derived"]:
+            raise NotFoundError(f"no step made {model} v{found['number']}: it was published")
+        recipe: Mapping[str, Any] = found["derived"][-1]["recipe"]
+        return recipe
+
+
+def _given(view: Mapping[str, Any]) -> Given:
+    return Given(name="", model=view["model"], number=view["number"], digest=view["digest"])

@@ -1,0 +1,1 @@
+"""New versions from old: steps, their recipes, pipelines of them."""

@@ -1,0 +1,61 @@
+"""Which steps there are: lockgate's own, and those that other packages bring by entry point."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from lockgate.core.document import say
+from lockgate.core.errors import NotFoundError, Problem, SpecError, UsageError
+from lockgate.derive.api import Step
+
+GROUP = "lockgate.steps"
+_OWN = {
+    "command": "lockgate.derive.steps.command:Command",
+}
+
+
+def known_steps() -> dict[str, str]:
+    """Returns `module:Class` by name; a package can't take the name of one of lockgate's own."""
+    others = {point.name: point.value for point in metadata.entry_points(group=GROUP)}
+    return {**others, **_OWN}
+
+
+def find_step(name: str) -> Step:
+    """Returns the step `name`; raises NotFoundError, or UsageError when it can't be loaded."""
+    known = known_steps()
+    if name not in known:
+        raise NotFoundError(
+            f"there is no step {name!r}", hint=f"there are: {', '.join(sorted(known))}"
+        )
+    module, _, attribute = known[name].partition(":")
+    try:
+        made = getattr(importlib.import_module(module), attribute)()
+    except Exception as error:
+        raise UsageError(
+            f"the step {name!r} ({known[name]}) can't be loaded: {type(error).__name__}: {error}"
+        ) from error
+    return cast("Step", made)
+
+
+def check_parameters(
+    step: Step, given: Mapping[str, Any], where: tuple[str, ...] = ("with",)
+) -> dict[str, Any]:
+    """Returns the parameters of `step`, whole, as JSON values.
+
+    Raises SpecError with every mistake, each below the path `where`.
+    """
+    hint = f"lockgate steps {step.name} describes them"
+    try:
+        made = step.parameters.model_validate(given)
+    except ValidationError as error:
+        problems = [
+            Problem(path=".".join([*where, *map(str, item["loc"])]), message=say(item))
+            for item in error.errors()
+        ]
+        raise SpecError(problems, hint=hint) from error
+    return cast("dict[str, Any]", made.model_dump(mode="json"))

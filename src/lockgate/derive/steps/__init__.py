@@ -1,0 +1,1 @@
+"""The steps that lockgate brings; others come by entry point (`lockgate.steps`)."""
