@@ -16,7 +16,7 @@ from lockgate.store.codec.dtypes import Buffer
 from lockgate.store.held import Rooms
 
 _KEPT = 32 * 1024 * 1024  # what a piece of 4 MiB wants, twice; more is given back at once
-LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
+LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2, "avx512-gather": 3}
 
 
 class Kernel:
@@ -85,7 +85,7 @@ class Kernel:
 def kernel() -> Kernel:
     """Returns the fastest kernel that is here, or the one that `$LOCKGATE_KERNEL` names.
 
-    Names are `numpy`, `scalar`, `avx2`, `avx512`. Raises UsageError when it is not here.
+    Names are `numpy` and those of `LEVELS`. Raises UsageError when it is not here.
     """
     return named_kernel(os.environ.get("LOCKGATE_KERNEL", ""))
 

@@ -20,7 +20,7 @@ from lockgate.store.codec.kernel import Kernel, named_kernel
 
 def here() -> list[Kernel]:
     found = []
-    for name in ("numpy", "scalar", "avx2", "avx512"):
+    for name in ("numpy", *kernels.LEVELS):
         try:
             found.append(named_kernel(name))
         except UsageError:

@@ -90,9 +90,9 @@ void *lg_alloc(lg_arena *arena, size_t size)
 }
 
 /* Of n <= size elements, the most is taken by lg_delta_encode: keys 2 n + 1, classes
- * n + 1 at most; then the coder: tables below 2^18, and, at different times, counts of pairs, 2^18, and
- * words of one segment, 2 * (2^20 + LG_MAX_LANES + 8). With 63 to align each of the four that is less
- * than 3 n + 2^21 + 2^19. Planes take size + 1 instead of the first two; decoding has tables of
+ * n + 1 at most, counts of keys below 2^18; then the coder, as for the classes: counts and tables below 2^18,
+ * and, at different times, counts of pairs, 2^18, and words of one segment, 2 * (2^20 + LG_MAX_LANES + 8). With
+ * 63 to align each of the six that is less than 3 n + 2^21 + 2^20. Planes take size + 1 instead of the first two; decoding has tables of
  * 4 * LG_SCALE * LG_MAX_CONTEXTS = 2^18 besides the classes. */
 size_t lg_arena_size(size_t size)
 {
@@ -109,6 +109,18 @@ size_t lg_width(int kind)
     }
 }
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+
+/* Since Sapphire Rapids, which AVX512-FP16 tells, gathers need no microcode against the sampling of their
+ * data (CVE-2022-40982), which made them many times slower; before it, and on Zen 4, loads are faster. */
+static int gathers_well(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1);
+}
+#endif
+
 int lg_best_level(void)
 {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -116,7 +128,7 @@ int lg_best_level(void)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512cd"))
-        return LG_AVX512;
+        return gathers_well() ? LG_GATHER : LG_AVX512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) return LG_AVX2;
 #endif
     return LG_SCALAR;

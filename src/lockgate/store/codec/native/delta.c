@@ -355,6 +355,7 @@ TARGET_512 INLINE uint32_t greatest_512(const uint8_t *base, size_t count, int m
     __m512i none = _mm512_set1_epi16((short)most), top = _mm512_setzero_si512();
     for (size_t i = 0; i < count; i += 32) {
         size_t left = count - i;
+        __builtin_prefetch(base + 2 * i + 4096, 0, 2);
         __m512i e = _mm512_maskz_loadu_epi16(left > SAMPLE ? 1u | 1u << SAMPLE : 1u, base + 2 * i);
         e = _mm512_and_si512(_mm512_srli_epi16(e, (unsigned)mantissa), none);
         top = _mm512_max_epu16(top, _mm512_maskz_mov_epi16(_mm512_cmpneq_epu16_mask(e, none), e));
@@ -596,6 +597,12 @@ static const loops *loops_for(int kind, int level)
     return &LOOPS[level < 0 ? 0 : level > have ? have : level][kind - 1];
 }
 
+/* Brings bytes near, one of every `step`. */
+INLINE void soon(const uint8_t *data, size_t begin, size_t end, size_t step)
+{
+    for (size_t i = begin; i < end; i += step) __builtin_prefetch(data + i, 0, 2);
+}
+
 /* ---- encoding ---- */
 
 typedef struct {
@@ -632,17 +639,23 @@ static size_t weighed(size_t size)
 
 /* A group's class is how large its differences are, in half octaves: their mean, where none counts for more
  * than eight times the plain mean. A few that are far out say nothing of the others. */
-static void classify(model *m, const uint8_t *data, const uint8_t *base, size_t count)
+static void classify(model *m, const uint8_t *data, const uint8_t *base, size_t count, uint32_t *seen)
 {
+    size_t width = lg_width(m->kind);
     uint32_t top = m->run->greatest(base, count);
     m->reference = top > SPAN ? top - SPAN : 0;
     for (uint32_t g = 0; g < m->groups; g++) {
         size_t begin = (size_t)g * m->group, end = begin + m->group < count ? begin + m->group : count;
         uint64_t many = weighed(end - begin);
+        size_t near = m->group < 2 * TILE ? m->group : 2 * TILE, next = end + near < count ? end + near : count;
+        soon(base, end * width, next * width, 64);
+        soon(data, end * width, next * width, m->group < sparse_from ? 64 : 64 * width);
         uint64_t sum = m->run->weigh(data, base, begin, end, m->reference, UINT64_MAX);
         if (sum) sum = m->run->weigh(data, base, begin, end, m->reference, sum * 8 / many);
         int64_t class = (int64_t)half_octaves(sum * 16 / many) + 2 * lowered(m->kind) - 8;
         m->classes[g] = (uint8_t)(sum && class > 0 ? class : 0);
+        begin = (begin + SAMPLE - 1) / SAMPLE * SAMPLE;
+        if (begin < end && m->classes[g]) m->run->tally(base, begin, end, m->classes[g], m->reference, seen);
     }
 }
 
@@ -653,15 +666,10 @@ static int contexts_for(size_t count)
 
 /* Chooses the contexts: the expected sizes of every 16th element, without the last of each tail. Groups
  * that did not change (class 0) have no say. */
-static void choose(model *m, const uint8_t *base, size_t count)
+static void choose(model *m, const uint32_t *seen, size_t count)
 {
-    uint32_t seen[SPREAD] = {0}, total = 0, low = 0, high = SPREAD - 1, sum = 0;
+    uint32_t total = 0, low = 0, high = SPREAD - 1, sum = 0;
     int most_contexts = contexts_for(count);
-    for (uint32_t g = 0; g < m->groups; g++) {
-        size_t begin = (size_t)g * m->group, end = begin + m->group < count ? begin + m->group : count;
-        begin = (begin + SAMPLE - 1) / SAMPLE * SAMPLE;
-        if (begin < end && m->classes[g]) m->run->tally(base, begin, end, m->classes[g], m->reference, seen);
-    }
     for (int s = 0; s < SPREAD; s++) total += seen[s];
     while (low < SPREAD - 1 && (sum += seen[low]) * 200ull <= total) low++;
     sum = 0;
@@ -688,7 +696,7 @@ static void expect_tile(const model *m, const uint8_t *base, size_t begin, size_
 
 /* Makes the keys of all elements, and their extra bits. */
 static int describe(const model *m, const uint8_t *data, const uint8_t *base, size_t count, uint16_t *keys,
-                    bit_writer *extra)
+                    uint32_t *counts, bit_writer *extra)
 {
     uint8_t tokens[TILE], contexts_of[TILE], sizes[TILE];
     uint16_t at[TILE + 4];
@@ -697,12 +705,15 @@ static int describe(const model *m, const uint8_t *data, const uint8_t *base, si
     for (size_t begin = 0; begin < count; begin += TILE) {
         size_t end = begin + TILE < count ? begin + TILE : count, many;
         const uint8_t *x = data + begin * width, *b = base + begin * width;
+        lg_ahead ahead = {{NULL, NULL}, width};
+        if (end + TILE <= count) ahead = (lg_ahead){{base + end * width, data + end * width}, width};
         expect_tile(m, base, begin, end, contexts_of);
         m->run->tokenize(data, base, begin, end, tokens);
         many = m->run->find_large(tokens, end - begin, first_of(m->kind), at);
         m->run->make_large(x, b, at, many, tokens, values, sizes);
         if (put_bits(extra, values, sizes, many)) return LG_NOMEM;
         m->run->join(contexts_of, tokens, end - begin, keys + begin);
+        lg_rans_count(counts, keys + begin, end - begin, ahead);
     }
     return LG_OK;
 }
@@ -710,17 +721,21 @@ static int describe(const model *m, const uint8_t *data, const uint8_t *base, si
 int lg_delta_encode(lg_bytes *out, const uint8_t *data, const uint8_t *base, size_t count, int kind,
                     uint32_t group, lg_arena arena, int level)
 {
+    uint32_t seen[SPREAD] = {0};
     lg_bytes extra = {0};
     bit_writer bits = {&extra, 0, 0};
     model m = {loops_for(kind, level), kind, group, 0, 0, 0, 0, 1, NULL};
     uint16_t *keys = lg_alloc(&arena, 2 * count + 1);
+    uint32_t *counts;
     int status;
     m.groups = (uint32_t)((count + group - 1) / group);
     m.classes = lg_alloc(&arena, (size_t)m.groups + 1);
     if (!keys || !m.classes) return LG_NOMEM;
-    classify(&m, data, base, count);
-    choose(&m, base, count);
-    status = describe(&m, data, base, count, keys, &bits);
+    classify(&m, data, base, count, seen);
+    choose(&m, seen, count);
+    counts = lg_rans_counts(&arena, m.contexts);
+    if (!counts) return LG_NOMEM;
+    status = describe(&m, data, base, count, keys, counts, &bits);
     end_bits(&bits);
     lg_put_u8(out, (unsigned)kind);
     lg_put_u8(out, (unsigned)m.contexts);
@@ -729,7 +744,7 @@ int lg_delta_encode(lg_bytes *out, const uint8_t *data, const uint8_t *base, siz
     lg_put_u16(out, (unsigned)(m.origin + SHIFT));
     lg_put_u32(out, group);
     if (!status) status = lg_array_encode(out, m.classes, m.groups, arena, level);
-    if (!status) status = lg_rans_encode(out, keys, count, m.contexts, arena, level);
+    if (!status) status = lg_rans_encode(out, keys, count, m.contexts, counts, arena, level);
     if (!status) lg_put(out, extra.data, extra.size);
     if (extra.failed || out->failed) status = LG_NOMEM;
     free(extra.data);
@@ -767,13 +782,18 @@ static int decode_tiles(const model *m, lg_rans *block, bit_reader *extra, const
     lg_segment segment = {{0}, NULL, NULL, 0};
     for (size_t begin = 0; begin < count; begin += TILE) {
         size_t end = begin + TILE < count ? begin + TILE : count;
+        const uint8_t *b = base + begin * width;
+        lg_ahead ahead = {{NULL, NULL}, width};
+        if (end + TILE <= count) {
+            ahead.at[0] = b + TILE * width;
+            ahead.at[1] = (known ? known : data) + end * width;
+        }
         if (m->contexts > 1) {
             expect_tile(m, base, begin, end, contexts_of);
             m->run->spread(contexts_of, end - begin, slots);
         }
-        if (lg_rans_next(block, &segment, m->contexts > 1 ? slots : NULL, tokens, end - begin, level))
+        if (lg_rans_next(block, &segment, m->contexts > 1 ? slots : NULL, tokens, end - begin, ahead, level))
             return LG_CORRUPT;
-        const uint8_t *b = base + begin * width;
         uint8_t *to = data ? data + begin * width : tile;
         m->run->combine(b, tokens, 0, end - begin, to);
         many = m->run->find_large(tokens, end - begin, first, at);

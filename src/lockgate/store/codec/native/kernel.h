@@ -20,8 +20,9 @@ enum {
     LG_I8 = 1, LG_E4M3 = 2, LG_E5M2 = 3, LG_F16 = 4, LG_BF16 = 5, LG_F32 = 6, LG_I16 = 7, LG_I32 = 8
 };
 
-/* Instruction sets, chosen at run time; the bytes are the same with each. */
-enum { LG_SCALAR = 0, LG_AVX2 = 1, LG_AVX512 = 2 };
+/* Instruction sets, chosen at run time; the bytes are the same with each. The last is AVX-512 where a gather
+ * is faster than loads one by one. */
+enum { LG_SCALAR = 0, LG_AVX2 = 1, LG_AVX512 = 2, LG_GATHER = 3 };
 
 #define LG_MAX_CONTEXTS 32
 #define LG_MAX_LANES 64
@@ -66,6 +67,13 @@ typedef struct {
     size_t left; /* symbols */
 } lg_segment;
 
+/* What is used after the symbols of a call, `width` bytes of each for a symbol; NULL: nothing. It is brought
+ * near meanwhile, while coding waits for itself and not for memory. Only a hint: it may end before. */
+typedef struct {
+    const uint8_t *at[2];
+    size_t width;
+} lg_ahead;
+
 /* An array of bytes, opened for decoding; where it is cut in blocks, the one under way, what follows it,
  * and memory for the next one's table. */
 typedef struct {
@@ -98,20 +106,25 @@ int lg_take_u16(lg_input *in, uint32_t *value);
 int lg_take_u32(lg_input *in, uint32_t *value);
 
 /* rans.c: symbols (bytes) under contexts. A key is a context times 256 and a symbol. */
-int lg_rans_encode(lg_bytes *out, const uint16_t *keys, size_t count, int contexts, lg_arena arena,
-                   int level);
+/* Memory for counts of each key, all zero; NULL: no memory. */
+uint32_t *lg_rans_counts(lg_arena *arena, int contexts);
+void lg_rans_count(uint32_t *counts, const uint16_t *keys, size_t count, lg_ahead ahead);
+/* `counts` are those of all keys. */
+int lg_rans_encode(lg_bytes *out, const uint16_t *keys, size_t count, int contexts, uint32_t *counts,
+                   lg_arena arena, int level);
 int lg_rans_open(lg_rans *block, lg_input *in, size_t count, int contexts, lg_arena *arena);
 /* Decodes the next LG_TILE symbols, or those that are left: a tile never lies in two segments. `slots`
  * are their contexts, each times LG_SCALE; NULL where there is one. */
 int lg_rans_next(lg_rans *block, lg_segment *segment, const uint16_t *slots, uint8_t *symbols, size_t count,
-                 int level);
+                 lg_ahead ahead, int level);
 /* A whole array of bytes: raw, constant, rANS, or blocks of these. */
 int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_arena arena,
                     int level);
 int lg_array_open(lg_array *array, lg_input *in, size_t count, lg_arena *arena);
 /* Gives the next bytes of an array, LG_TILE or those that are left: `found` points to them, in `room` or
  * in the input. */
-int lg_array_next(lg_array *array, uint8_t *room, size_t count, const uint8_t **found, int level);
+int lg_array_next(lg_array *array, uint8_t *room, size_t count, const uint8_t **found, lg_ahead ahead,
+                  int level);
 int lg_array_decode(lg_input *in, uint8_t *symbols, size_t count, lg_arena arena, int level);
 
 /* delta.c: elements against a prediction of the same kind and count. */

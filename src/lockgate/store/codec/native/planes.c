@@ -122,8 +122,12 @@ static int join_all(lg_array *arrays, uint8_t *data, const uint8_t *known, size_
         size_t some = count - begin < LG_TILE ? count - begin : LG_TILE;
         uint8_t tiles[4][LG_TILE], *to = data ? data + begin * width : tile;
         const uint8_t *planes[4];
-        for (size_t p = 0; p < width; p++)
-            if (lg_array_next(&arrays[p], tiles[p], some, &planes[p], level)) return LG_CORRUPT;
+        lg_ahead ahead = {{NULL, NULL}, width};
+        if (begin + 2 * LG_TILE <= count) ahead.at[0] = (known ? known : data) + (begin + LG_TILE) * width;
+        for (size_t p = 0; p < width; p++) {
+            if (lg_array_next(&arrays[p], tiles[p], some, &planes[p], ahead, level)) return LG_CORRUPT;
+            if (ahead.at[0] && arrays[p].mode == 0) ahead.at[1] = arrays[p].raw; /* which moved on */
+        }
         if (width == 1) memcpy(to, planes[0], some);
         if (width == 2) join16(planes[0], planes[1], some, to, rotates(kind), level);
         if (width == 4) join32(planes, some, to, rotates(kind));

@@ -176,6 +176,15 @@ static int take_tables(lg_input *in, uint32_t *tables, int contexts)
     return LG_OK;
 }
 
+/* Brings near what is ahead by `begin` to `begin + count` symbols. */
+static inline void bring(lg_ahead ahead, size_t begin, size_t count)
+{
+    for (size_t j = begin * ahead.width; j < (begin + count) * ahead.width; j += 64) {
+        if (ahead.at[0]) __builtin_prefetch(ahead.at[0] + j);
+        if (ahead.at[1]) __builtin_prefetch(ahead.at[1] + j);
+    }
+}
+
 /* ---- encoding ---- */
 
 /* What is encoded: bytes, or keys, each a context times 256 and a byte. */
@@ -212,34 +221,46 @@ static size_t histogram_of_pairs(uint32_t *counts, const uint8_t *bytes, size_t 
     return i;
 }
 
-/* Counts symbols under contexts. Neighbours are often equal: four tables keep them from waiting for
- * one another. */
-static void histogram(uint32_t (*counts)[COUNTS], symbols_in in, size_t count, lg_arena arena)
+/* Counts bytes. Neighbours are often equal: four tables keep them from waiting for one another. */
+static void histogram(uint32_t *counts, const uint8_t *bytes, size_t count, lg_arena arena)
+{
+    size_t i = histogram_of_pairs(counts, bytes, count, arena);
+    for (; i + 8 <= count; i += 8) {
+        uint64_t v;
+        memcpy(&v, bytes + i, 8);
+        counts[v & 255]++;
+        counts[COUNTS + (v >> 8 & 255)]++;
+        counts[2 * COUNTS + (v >> 16 & 255)]++;
+        counts[3 * COUNTS + (v >> 24 & 255)]++;
+        counts[v >> 32 & 255]++;
+        counts[COUNTS + (v >> 40 & 255)]++;
+        counts[2 * COUNTS + (v >> 48 & 255)]++;
+        counts[3 * COUNTS + (v >> 56)]++;
+    }
+    for (; i < count; i++) counts[bytes[i]]++;
+}
+
+uint32_t *lg_rans_counts(lg_arena *arena, int contexts)
+{
+    uint32_t *counts = lg_alloc(arena, COUNTERS * COUNTS * sizeof *counts);
+    for (int t = 0; counts && t < COUNTERS; t++)
+        memset(counts + t * COUNTS, 0, (size_t)contexts * 256 * sizeof *counts);
+    return counts;
+}
+
+void lg_rans_count(uint32_t *counts, const uint16_t *keys, size_t count, lg_ahead ahead)
 {
     size_t i = 0;
-    if (!in.keys) {
-        i = histogram_of_pairs(counts[0], in.bytes, count, arena);
-        for (; i + 8 <= count; i += 8) {
-            uint64_t v;
-            memcpy(&v, in.bytes + i, 8);
-            counts[0][v & 255]++;
-            counts[1][v >> 8 & 255]++;
-            counts[2][v >> 16 & 255]++;
-            counts[3][v >> 24 & 255]++;
-            counts[0][v >> 32 & 255]++;
-            counts[1][v >> 40 & 255]++;
-            counts[2][v >> 48 & 255]++;
-            counts[3][v >> 56]++;
-        }
-    } else {
-        for (; i + 4 <= count; i += 4) {
-            counts[0][in.keys[i]]++;
-            counts[1][in.keys[i + 1]]++;
-            counts[2][in.keys[i + 2]]++;
-            counts[3][in.keys[i + 3]]++;
+    for (; i + 32 <= count; i += 32) {
+        bring(ahead, i, 32);
+        for (size_t j = i; j < i + 32; j += 4) {
+            counts[keys[j]]++;
+            counts[COUNTS + keys[j + 1]]++;
+            counts[2 * COUNTS + keys[j + 2]]++;
+            counts[3 * COUNTS + keys[j + 3]]++;
         }
     }
-    for (; i < count; i++) counts[0][key_at(in, i)]++;
+    for (; i < count; i++) counts[keys[i]]++;
 }
 
 /* Encodes elements [begin, end) from the last to the first; returns the new head of the words. */
@@ -384,7 +405,7 @@ TARGET_512 static uint16_t *push_keys_512(uint32_t *state, const uint32_t *table
 #endif
 
 typedef struct {
-    uint32_t counts[COUNTERS][COUNTS], freqs[LG_MAX_CONTEXTS * 256];
+    uint32_t freqs[LG_MAX_CONTEXTS * 256];
     uint32_t table[LG_MAX_CONTEXTS * 256];
 #ifdef LG_X86
     packing pack;
@@ -435,34 +456,33 @@ static uint64_t coded_bits(const uint32_t *counts, const uint32_t *freqs, int co
     return bits;
 }
 
-static uint32_t build(workspace *work, symbols_in in, size_t count, int contexts, lg_arena arena)
+static uint32_t build(workspace *work, uint32_t *counts, size_t count, int contexts)
 {
-    for (int t = 0; t < COUNTERS; t++) memset(work->counts[t], 0, (size_t)contexts * 256 * sizeof(uint32_t));
-    histogram(work->counts, in, count, arena);
 #ifdef LG_X86
     make_packing(&work->pack);
 #endif
     for (int c = 0; c < contexts; c++) {
         uint32_t sum = 0;
         for (int s = 0; s < 256; s++)
-            for (int t = 1; t < COUNTERS; t++) work->counts[0][c * 256 + s] += work->counts[t][c * 256 + s];
-        normalise(work->counts[0] + c * 256, work->freqs + c * 256);
+            for (int t = 1; t < COUNTERS; t++) counts[c * 256 + s] += counts[t * COUNTS + c * 256 + s];
+        normalise(counts + c * 256, work->freqs + c * 256);
         for (int s = 0; s < 256; s++) {
             work->table[c * 256 + s] = work->freqs[c * 256 + s] << 12 | (sum & (LG_SCALE - 1));
             sum += work->freqs[c * 256 + s];
         }
     }
-    return segment_bits(coded_bits(work->counts[0], work->freqs, contexts), count);
+    return segment_bits(coded_bits(counts, work->freqs, contexts), count);
 }
 
-static int encode(lg_bytes *out, symbols_in in, size_t count, int contexts, lg_arena arena, int level)
+static int encode(lg_bytes *out, symbols_in in, size_t count, int contexts, uint32_t *counts, lg_arena arena,
+                  int level)
 {
     workspace *work = lg_alloc(&arena, sizeof *work);
     uint32_t lanes = lanes_for(count), log;
     size_t segment, room, segments, table_at;
     uint16_t *words;
     if (!work) return LG_NOMEM;
-    log = build(work, in, count, contexts, arena);
+    log = build(work, counts, count, contexts);
     segment = (size_t)1 << log;
     room = segment < count ? segment : count;
     segments = (count + segment - 1) / segment;
@@ -487,9 +507,10 @@ static int encode(lg_bytes *out, symbols_in in, size_t count, int contexts, lg_a
     return LG_OK;
 }
 
-int lg_rans_encode(lg_bytes *out, const uint16_t *keys, size_t count, int contexts, lg_arena arena, int level)
+int lg_rans_encode(lg_bytes *out, const uint16_t *keys, size_t count, int contexts, uint32_t *counts,
+                   lg_arena arena, int level)
 {
-    return encode(out, (symbols_in){NULL, keys}, count, contexts, arena, level);
+    return encode(out, (symbols_in){NULL, keys}, count, contexts, counts, arena, level);
 }
 
 /* ---- decoding ---- */
@@ -569,7 +590,7 @@ static int pull_scalar(const lg_rans *block, lg_segment *segment, const uint16_t
 
 #ifdef LG_X86
 TARGET_512 INLINE const uint8_t *pull_16(__m512i *state, const uint32_t *table, const uint16_t *slots,
-                                         uint8_t *symbols, const uint8_t *at)
+                                         uint8_t *symbols, const uint8_t *at, int gathers)
 {
     __m512i x = *state, entry, words;
     __m256i places = _mm512_cvtepi32_epi16(x), slot = _mm256_set1_epi16(LG_SCALE - 1);
@@ -578,7 +599,10 @@ TARGET_512 INLINE const uint8_t *pull_16(__m512i *state, const uint32_t *table, 
         places = _mm256_ternarylogic_epi32(_mm256_loadu_si256((const __m256i *)slots), places, slot, 0xf8);
     else
         places = _mm256_and_si256(places, slot);
-    entry = look_up(table, places);
+    if (gathers)
+        entry = _mm512_i32gather_epi32(_mm512_cvtepu16_epi32(places), (const int *)table, 4);
+    else
+        entry = look_up(table, places);
     _mm_storeu_si128((__m128i *)symbols, _mm512_cvtepi32_epi8(entry));
     x = _mm512_mullo_epi32(_mm512_srli_epi32(entry, 19), _mm512_srli_epi32(x, LG_SCALE_BITS));
     x = _mm512_add_epi32(x, _mm512_and_si512(_mm512_srli_epi32(entry, 8), _mm512_set1_epi32(LG_SCALE - 1)));
@@ -592,17 +616,19 @@ TARGET_512 INLINE const uint8_t *pull_16(__m512i *state, const uint32_t *table, 
 /* Decodes whole steps of 64 while `at` is not beyond `due`, which is so far from the words' end that
  * reading ahead is safe; returns how many elements it did. */
 TARGET_512 INLINE size_t pull_512(const lg_rans *block, lg_segment *segment, const uint16_t *slots,
-                                  uint8_t *symbols, size_t count, const uint8_t *due)
+                                  uint8_t *symbols, size_t count, lg_ahead ahead, const uint8_t *due,
+                                  int gathers)
 {
     const uint8_t *at = segment->at;
     __m512i x[4];
     size_t i = 0;
     for (int v = 0; v < 4; v++) x[v] = _mm512_loadu_si512(segment->state + 16 * v);
     for (; i + 64 <= count && at <= due; i += 64) {
+        bring(ahead, i, 64);
 #pragma GCC unroll 4
         for (int v = 0; v < 4; v++) {
             size_t j = i + 16 * (size_t)v;
-            at = pull_16(&x[v], block->table, slots ? slots + j : NULL, symbols + j, at);
+            at = pull_16(&x[v], block->table, slots ? slots + j : NULL, symbols + j, at, gathers);
         }
     }
     for (int v = 0; v < 4; v++) _mm512_storeu_si512(segment->state + 16 * v, x[v]);
@@ -611,28 +637,32 @@ TARGET_512 INLINE size_t pull_512(const lg_rans *block, lg_segment *segment, con
 }
 
 TARGET_512 static size_t pull_some_512(const lg_rans *block, lg_segment *segment, const uint16_t *slots,
-                                       uint8_t *symbols, size_t count, const uint8_t *due)
+                                       uint8_t *symbols, size_t count, lg_ahead ahead,
+                                       const uint8_t *due, int level)
 {
-    return slots ? pull_512(block, segment, slots, symbols, count, due)
-                 : pull_512(block, segment, NULL, symbols, count, due);
+    if (level >= LG_GATHER)
+        return slots ? pull_512(block, segment, slots, symbols, count, ahead, due, 1)
+                     : pull_512(block, segment, NULL, symbols, count, ahead, due, 1);
+    return slots ? pull_512(block, segment, slots, symbols, count, ahead, due, 0)
+                 : pull_512(block, segment, NULL, symbols, count, ahead, due, 0);
 }
 
 /* As far as whole steps go: up to the last words where they are, then in a copy with zeros behind it. */
 static int pull_steps_512(const lg_rans *block, lg_segment *segment, const uint16_t *slots, uint8_t *symbols,
-                          size_t count, size_t *done)
+                          size_t count, lg_ahead ahead, int level, size_t *done)
 {
     uint8_t copy[4 * WORDS_AHEAD] = {0};
     const uint8_t *last = segment->end;
     size_t left;
     *done = 0;
     if (last - segment->at >= 2 * WORDS_AHEAD)
-        *done = pull_some_512(block, segment, slots, symbols, count, last - 2 * WORDS_AHEAD);
+        *done = pull_some_512(block, segment, slots, symbols, count, ahead, last - 2 * WORDS_AHEAD, level);
     if (*done + 64 > count) return LG_OK;
     left = (size_t)(last - segment->at); /* 2 * WORDS_AHEAD at most */
     memcpy(copy, segment->at, left);
     segment->at = copy;
     *done += pull_some_512(block, segment, slots ? slots + *done : NULL, symbols + *done, count - *done,
-                           copy + left);
+                           (lg_ahead){{NULL, NULL}, 0}, copy + left, level);
     if (segment->at > copy + left) return LG_CORRUPT;
     segment->at = last - (copy + left - segment->at);
     return LG_OK;
@@ -640,23 +670,24 @@ static int pull_steps_512(const lg_rans *block, lg_segment *segment, const uint1
 #endif
 
 static int pull(const lg_rans *block, lg_segment *segment, const uint16_t *slots, uint8_t *symbols,
-                size_t count, int level)
+                size_t count, lg_ahead ahead, int level)
 {
     size_t done = 0;
 #ifdef LG_X86
     if (level >= LG_AVX512 && block->lanes == 64 && count >= 64 &&
-        pull_steps_512(block, segment, slots, symbols, count, &done))
+        pull_steps_512(block, segment, slots, symbols, count, ahead, level, &done))
         return LG_CORRUPT;
 #endif
     (void)level;
+    (void)ahead;
     return pull_scalar(block, segment, slots ? slots + done : NULL, symbols + done, count - done);
 }
 
 int lg_rans_next(lg_rans *block, lg_segment *segment, const uint16_t *slots, uint8_t *symbols, size_t count,
-                 int level)
+                 lg_ahead ahead, int level)
 {
     if (!segment->left && start(block, segment)) return LG_CORRUPT;
-    if (count > segment->left || pull(block, segment, slots, symbols, count, level)) return LG_CORRUPT;
+    if (count > segment->left || pull(block, segment, slots, symbols, count, ahead, level)) return LG_CORRUPT;
     segment->left -= count;
     return segment->left ? LG_OK : finish(block, segment);
 }
@@ -785,7 +816,10 @@ int lg_array_encode(lg_bytes *out, const uint8_t *symbols, size_t count, lg_aren
     if (how == IN_BLOCKS) return put_blocks(out, symbols, count, arena, level);
     if (how == AS_ONE) {
         lg_put_u8(out, 2);
-        status = encode(out, (symbols_in){symbols, NULL}, count, 1, arena, level);
+        uint32_t *counts = lg_rans_counts(&arena, 1);
+        if (!counts) return LG_NOMEM;
+        histogram(counts, symbols, count, arena);
+        status = encode(out, (symbols_in){symbols, NULL}, count, 1, counts, arena, level);
         if (status || out->size - at <= count) return status;
         out->size = at;
     }
@@ -835,7 +869,8 @@ static int next_block(lg_array *array)
     return array->rest || array->blocks.at == array->blocks.end ? LG_OK : LG_CORRUPT;
 }
 
-int lg_array_next(lg_array *array, uint8_t *room, size_t count, const uint8_t **found, int level)
+int lg_array_next(lg_array *array, uint8_t *room, size_t count, const uint8_t **found, lg_ahead ahead,
+                  int level)
 {
     *found = room;
     if (array->cut) {
@@ -851,7 +886,7 @@ int lg_array_next(lg_array *array, uint8_t *room, size_t count, const uint8_t **
         memset(room, array->value, count);
         return LG_OK;
     }
-    return lg_rans_next(&array->block, &array->segment, NULL, room, count, level);
+    return lg_rans_next(&array->block, &array->segment, NULL, room, count, ahead, level);
 }
 
 int lg_array_decode(lg_input *in, uint8_t *symbols, size_t count, lg_arena arena, int level)
@@ -861,7 +896,7 @@ int lg_array_decode(lg_input *in, uint8_t *symbols, size_t count, lg_arena arena
     for (size_t begin = 0, some; begin < count && !status; begin += some) {
         const uint8_t *found;
         some = count - begin < LG_TILE ? count - begin : LG_TILE;
-        status = lg_array_next(&array, symbols + begin, some, &found, level);
+        status = lg_array_next(&array, symbols + begin, some, &found, (lg_ahead){{NULL, NULL}, 0}, level);
         if (!status && found != symbols + begin) memcpy(symbols + begin, found, some);
     }
     return status;
