@@ -108,21 +108,27 @@ def blocks(layers: int = 2, width: int = 16, neurons: int = 24, seed: int = 1) -
 
 
 def transformers() -> Any:
-    """The library, or a skip that names what is missing."""
-    pytest.importorskip("torch", reason="torch is not installed")
+    """The library, or a skip that names what is missing; one thread, for busy machines."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.set_num_threads(1)
     return pytest.importorskip("transformers", reason="transformers is not installed")
 
 
-def logits(folder: Path) -> Values:
-    """What a model answers to a few fixed prompts: float32 [prompts, tokens, words]."""
+def logits(folder: Path, **loading: Any) -> Values:
+    """What a chat model answers to the demo's last questions: float32 [tokens, words]."""
     library = transformers()
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    model = library.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = library.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **loading)
     model.eval()
-    tokens = np.random.default_rng(5).integers(6, 300, (3, 24))
+    words = library.AutoTokenizer.from_pretrained(folder)
+    found = []
     with torch.no_grad():
-        found = model(torch.from_numpy(tokens)).logits
-    return np.asarray(found.float().numpy())
+        for line in (MODELS / "chat-questions.jsonl").read_text().splitlines()[-8:]:
+            row = json.loads(line)
+            text = f"<|start|><|user|>{row['question']}<|end|><|assistant|>{row['answer']}<|end|>"
+            tokens = words(text, return_tensors="pt")["input_ids"]
+            found.append(model(input_ids=tokens).logits[0].float().numpy())
+    return np.concatenate(found)
 
 
 def apart(left: Values, right: Values) -> float:

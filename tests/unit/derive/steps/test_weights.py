@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -51,6 +51,7 @@ def test_e4m3_decodes_and_encodes_every_byte() -> None:
     assert np.isnan(wide[[0x7F, 0xFF]]).all()
 
 
+@settings(deadline=None)  # the first example imports torch
 @given(FLOATS)
 def test_e4m3_is_what_torch_makes_within_its_range(numbers: Any) -> None:
     torch: Any = pytest.importorskip("torch", reason="torch is not installed")
@@ -61,6 +62,7 @@ def test_e4m3_is_what_torch_makes_within_its_range(numbers: Any) -> None:
     assert np.isnan(decode_e4m3(ours[np.isnan(numbers)])).all()
 
 
+@settings(deadline=None)
 @given(FLOATS, st.sampled_from(["F16", "BF16", "F32"]))
 def test_narrowing_rounds_as_torch_does(numbers: Any, dtype: str) -> None:
     torch: Any = pytest.importorskip("torch", reason="torch is not installed")
