@@ -47,9 +47,7 @@ def _limited(command: Any) -> Any:
               help="A parameter of the step, as bits=4; may be repeated.")  # fmt: skip
 @click.option("--to", "model", metavar="MODEL", help="The model that the new version is for.")
 @click.option("--alias", "name", help="Make this an alias of the new version.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="For chance [0]."
-)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="For chance [0].")
 @click.option("--threads", type=click.IntRange(1, 256), default=2,
               help="How many a step may use [2]; part of the recipe.")  # fmt: skip
 @click.option("--plan-only", is_flag=True, help="Say what would be run; run nothing.")

@@ -5,13 +5,13 @@ Pure: text in, a pydantic model out. Every file that people write for lockgate i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lockgate.core.errors import Problem, SpecError
+from lockgate.core.errors import LockgateError, Problem, SpecError
 
 _MAX_BYTES = 1_000_000
 M = TypeVar("M", bound=BaseModel)
@@ -100,6 +100,21 @@ def validate(
         ]
         unique = sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0)
         raise SpecError(unique, hint=hint) from error
+
+
+def ours(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Wraps one of our parsers, so that its error is one that pydantic collects."""
+
+    def wrapped(value: Any) -> Any:
+        try:
+            return function(value)
+        except LockgateError as error:
+            hint = f" ({error.hint})" if error.hint else ""
+            raise ValueError(error.message + hint) from error
+        except OverflowError as error:
+            raise ValueError("it is too large") from error
+
+    return wrapped
 
 
 def say(item: Any) -> str:

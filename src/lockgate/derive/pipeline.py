@@ -25,22 +25,12 @@ HINT = "docs/derive.md describes pipelines"
 _NAME = r"^[a-z][a-z0-9_-]{0,62}$"
 
 
-def _ours(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def wrapped(value: Any) -> Any:
-        try:
-            return function(value)
-        except LockgateError as error:
-            raise ValueError(error.message) from error
-
-    return wrapped
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Size = Annotated[int, BeforeValidator(_ours(parse_size))]
-Duration = Annotated[float, BeforeValidator(_ours(parse_duration))]
+Size = Annotated[int, BeforeValidator(document.ours(parse_size))]
+Duration = Annotated[float, BeforeValidator(document.ours(parse_duration))]
 
 
 class LimitSpec(_Strict):
@@ -91,8 +81,8 @@ class StageSpec(_Strict):
         if self.admit is not None and self.gates is None:
             raise ValueError("'gates' is missing: what the version has to pass")
         if self.to is not None:
-            _ours(check_model)(self.to)
-        _ours(check_target)(self.target)
+            document.ours(check_model)(self.to)
+        document.ours(check_target)(self.target)
         return self
 
 

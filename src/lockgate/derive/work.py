@@ -120,7 +120,7 @@ class Workplace:
     ) -> Ended:
         inputs: dict[str, list[str]] = {}
         for given in recipe.inputs:
-            inputs.setdefault(given.name, []).append(str(self._input(given.digest)))
+            inputs.setdefault(given.name, []).append(str(self.input(given.digest)))
         shutil.rmtree(folder / "out", ignore_errors=True)
         for name in ("out", "scratch", "tmp"):
             (folder / name).mkdir(exist_ok=True)
@@ -133,7 +133,7 @@ class Workplace:
             name=f"{recipe.step} {hex_of(recipe.digest)[:12]}",
             argv=(sys.executable, "-m", "lockgate.derive.child", str(folder / "job.json")),
             folder=folder,
-            env=_environment(folder, recipe.threads),
+            env=self.environment(folder, recipe.threads),
             limits=limits,
         )
         ended = self.jobs.run(job, lambda line: self._hear(recipe.step, line))
@@ -174,7 +174,7 @@ class Workplace:
             hint=_LIMIT_HINTS.get(ended.outcome, f"its log: {folder / LOG}"),
         )
 
-    def _input(self, digest: str) -> Path:
+    def input(self, digest: str) -> Path:
         """Returns the folder of an input, restored if it is not here."""
         folder = self.folder / "inputs" / hex_of(Digest(digest))[:32]
         if not folder.exists():
@@ -183,6 +183,17 @@ class Workplace:
             with suppress(ConflictError):  # another run beside this one was faster
                 restore(manifest, folder, self.objects, self.report)
         return folder
+
+    def environment(self, folder: Path, threads: int) -> dict[str, str]:
+        """Returns a job's environment: no tokens, no hubs, a fixed number of threads."""
+        fixed: dict[str, str] = dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
+        )
+        fixed |= {
+            "PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+            "TMPDIR": str(folder / "tmp"), "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | fixed
 
     def tidy(self) -> None:
         """Removes the restored inputs, unless another run beside this one may need them."""
@@ -195,18 +206,6 @@ def _said(folder: Path) -> str:
         return (folder / LOG).read_bytes()[-16_384:].decode("utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _environment(folder: Path, threads: int) -> dict[str, str]:
-    """Returns a step's environment: no tokens, no network of hubs, a fixed number of threads."""
-    fixed: dict[str, str] = dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
-    )
-    fixed |= {
-        "PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        "TMPDIR": str(folder / "tmp"), "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
-    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | fixed
 
 
 Stamp = tuple[str, int, int, int]

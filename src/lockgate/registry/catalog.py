@@ -109,7 +109,7 @@ def _told(version: Version, event: VersionDerived | VersionJudged) -> Version:
         others = (d for d in version.derived if d.recipe_digest != event.recipe_digest)
         return replace(version, derived=(*others, event))
     rest = (j for j in version.judged if j.question != event.question)
-    return replace(version, judged=(*rest, event))
+    return replace(version, judged=(*rest, event))  # the last answer stands last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

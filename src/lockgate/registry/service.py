@@ -203,7 +203,7 @@ class Registry:
         with self._lock:
             found = self.version(event.model, event.digest)
             event = replace(event, number=found.number)
-            if event not in (*found.derived, *found.judged):
+            if event not in found.derived and event != _last_word(found, event):
                 self._write(event.model, event, actor)
             return self.version(event.model, event.digest)
 
@@ -266,3 +266,11 @@ class Registry:
         """Holds back commits for as long as the block runs."""
         with self._lock:
             yield
+
+
+def _last_word(version: Version, event: VersionDerived | VersionJudged) -> VersionJudged | None:
+    """Returns what the gate of `event` said last of `version` for the same target."""
+    if isinstance(event, VersionDerived):
+        return None
+    same = [j for j in version.judged if (j.gate, j.target) == (event.gate, event.target)]
+    return same[-1] if same else None

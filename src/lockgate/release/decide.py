@@ -36,7 +36,7 @@ class World:
     becomes of the release. `verdict` is None when the judge
     was not asked. `now` is in seconds since the epoch. `samples_at` is the position of the samples
     now, `blocked` why nothing may go forward on the route (None: it may). `mirror` is who gets
-    copies of how many in 10,000 requests.
+    copies of how many in 10,000 requests, `judged` what gates said last of the candidate here.
     """
 
     now: float
@@ -49,6 +49,7 @@ class World:
     samples_at: int = 0
     blocked: str | None = None
     mirror: Mapping[str, int] = field(default_factory=dict)
+    judged: Mapping[str, Verdict] = field(default_factory=dict)
 
     def ready(self, version: str) -> int:
         """Returns how many replicas of `version` are ready."""
@@ -63,7 +64,7 @@ def decide(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
     """Returns the events that are due now; none when there is nothing to do but wait."""
     match release.phase:
         case "admitting":
-            return (ev.ReleaseAdmitted(release=release.id),)
+            return (_admitting(release, world),)
         case "deploying":
             return _deploying(release, world)
         case "shifting":
@@ -73,6 +74,22 @@ def decide(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:
         case "reverting":
             return _reverting(release, world)
     return ()
+
+
+def _admitting(release: Release, world: World) -> ev.ReleaseEvent:
+    """Lets it in when every gate of the plan did; what no gate judged is not let in."""
+    gates = release.plan.gates
+    said = {gate: world.judged[gate] for gate in gates if gate in world.judged}
+    verdicts = tuple(said.values())
+    reasons = [
+        f"{gate}: {said[gate].reason if gate in said else 'it has not judged this version here'}"
+        for gate in gates
+        if gate not in said or said[gate].outcome != "pass"
+    ]
+    if reasons:
+        reason = "; ".join(reasons)
+        return ev.ReleaseRefused(release=release.id, verdicts=verdicts, reason=reason)
+    return ev.ReleaseAdmitted(release=release.id, verdicts=verdicts)
 
 
 def _deploying(release: Release, world: World) -> tuple[ev.ReleaseEvent, ...]:

@@ -187,7 +187,9 @@ class Engine:
         release = route.active
         world = self._world(route, now)
         if release is not None:
-            events = decide(release, replace(world, verdict=self._heard(release, now)))
+            judged = self._admissions(release) if release.phase == "admitting" else {}
+            world = replace(world, verdict=self._heard(release, now), judged=judged)
+            events = decide(release, world)
         elif route.previous is not None and now >= route.keep_until:
             events = self._retired(route, world)
             release = self.book().releases[route.line[-1].release] if events else None
@@ -224,6 +226,14 @@ class Engine:
                 route.model, serving.alias, serving.version.digest, actor=ACTOR,
                 reason=serving.release,
             )  # fmt: skip
+
+    def _admissions(self, release: Release) -> Mapping[str, Verdict]:
+        """Returns what each gate said last of the candidate, for the release's target."""
+        if not release.plan.gates:
+            return {}
+        plan = release.plan
+        version = self._tools.registry.version(plan.model, plan.candidate.digest)
+        return {j.gate: j.verdict for j in version.judged if j.target == plan.target}
 
     def _world(self, route: Route, now: float) -> World:
         scene = self._scene(route, now)

@@ -69,7 +69,8 @@ class Plan:
     header and a value; who sends it gets the candidate. `twin`: fresh replicas of the baseline get
     the candidate's share, and are compared with it, not those that serve. `slo`: the share of the
     candidate's requests that shall not fail. Copies of `score_share` of 10,000 requests are
-    answered by both versions, and the answers scored by `scorers` (name → definition).
+    answered by both versions, and the answers scored by `scorers` (name → definition). `gates` must
+    have let the candidate pass for this target.
     """
 
     model: str
@@ -102,6 +103,7 @@ class Plan:
     alias: str | None = None
     bytes_to_move: int = 0
     intent: Literal["release", "rollback"] = "release"
+    gates: tuple[str, ...] = ()
 
     @property
     def digest(self) -> Digest:

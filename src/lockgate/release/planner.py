@@ -87,6 +87,7 @@ def make_plan(spec: ReleaseSpec, route: Route, candidate: VersionId, *, bytes_to
         keep_previous_s=0.0 if spec.strategy.rolling else spec.keep_previous,
         alias=spec.alias,
         bytes_to_move=bytes_to_move,
+        gates=spec.gates,
     )
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lockgate.core.digests import digest_of
 from lockgate.core.errors import ConflictError
+from lockgate.core.events import VersionJudged
 from lockgate.core.traffic import WHOLE, twin_of
+from lockgate.core.verdict import Verdict
 
 from .world import MODEL, ROUTE, World
 
@@ -376,3 +379,40 @@ def test_a_judge_that_breaks_keeps_nobody_in_traffic(world: World) -> None:
     world.ticks(3)
     assert world.release(name).phase in ("reverting", "reverted")
     assert world.split() == {1: 100}
+
+
+def say(world: World, gate: str, outcome: str, target: str = "local") -> None:
+    verdict = Verdict(outcome=outcome, reason=f"{gate} says {outcome}", at=world.clock.now())  # type: ignore[arg-type]
+    question = digest_of(f"{gate} {target} {outcome}".encode())
+    event = VersionJudged(
+        model=MODEL, number=2, digest=world.d(2), target=target, gate=gate, question=question,
+        verdict=verdict,
+    )  # fmt: skip
+    world.registry.record(event, actor="ann")
+
+
+def test_a_version_that_a_gate_did_not_judge_is_not_let_in(world: World) -> None:
+    serve(world, 1)
+    say(world, "evaluation", "pass")
+    say(world, "budget", "pass", target="elsewhere")
+    name = world.open(2, gates=["evaluation", "budget"], strategy={"canary": [100]}, checks=[])
+    world.ticks(2)
+    release = world.release(name)
+    assert release.phase == "refused"
+    assert release.note == "budget: it has not judged this version here"
+    assert counts(world) == (1, 0)
+
+
+def test_the_last_word_of_a_gate_counts(world: World) -> None:
+    serve(world, 1)
+    gated = {"gates": ["evaluation"], "strategy": {"canary": [100], **FAST}, "checks": []}
+    say(world, "evaluation", "pass")
+    say(world, "evaluation", "fail")
+    refused = world.open(2, **gated)
+    world.ticks(2)
+    assert world.release(refused).phase == "refused"
+    assert world.release(refused).note == "evaluation: evaluation says fail"
+    say(world, "evaluation", "pass")  # known, and said again
+    admitted = world.open(2, **gated)
+    follow(world, admitted)
+    assert world.release(admitted).phase == "promoted"

@@ -110,7 +110,7 @@ def spec(**changes: str) -> str:
         ({"alpha": "0.9"}, "less than or equal to 0.2"),
         ({"replicas": "0"}, "greater than or equal to 1"),
         ({"replicas": "true"}, "integer"),
-        ({"gates": "[scan]"}, "no such setting"),
+        ({"gates": "[Scan!]"}, "pattern"),
         ({"version": "v0"}, "does not name"),
         ({"alias": "v3"}, "alias"),
         ({"sticky": "'X Y'"}, "pattern"),

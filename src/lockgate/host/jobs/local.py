@@ -15,11 +15,13 @@ from pathlib import Path
 
 from lockgate.core.errors import PermanentError
 from lockgate.host.jobs.api import Ended, Job
+from lockgate.host.jobs.warden import descendants, resident
 
 _LOOK_S = 0.2
 _LOG_SHOWN = 16_384
 _LINE_MAX = 1 << 20
 LOG = "log.txt"
+PID = "warden.pid"
 
 
 class LocalJobs:
@@ -39,6 +41,7 @@ class LocalJobs:
                 raise PermanentError(f"{job.name} can't be started: {error.strerror}") from error
             finally:
                 os.close(writer)
+            (job.folder / PID).write_text(str(warden.pid))
             with os.fdopen(reader, "rb") as report:
                 try:
                     silent = _Listener(warden, job.limits.silent_s, hear, cancelled).listen()
@@ -118,6 +121,15 @@ class _Listener:
         self._rest = self._rest[-_LINE_MAX:]
         for line in lines:
             self._hear(line.decode("utf-8", errors="replace"))
+
+
+def memory_of(folder: Path) -> int:
+    """Returns the resident bytes that the job in `folder` has now; 0 when none runs."""
+    try:
+        pid = int((folder / PID).read_text())
+    except (OSError, ValueError):
+        return 0
+    return sum(resident(child) for child in descendants(pid))
 
 
 def tail(path: Path) -> str:

@@ -116,8 +116,8 @@ class Watch:
         return None
 
 
-def descendants() -> Iterator[int]:
-    """Yields the process ids below this process, zombies left out."""
+def descendants(root: int | None = None) -> Iterator[int]:
+    """Yields the process ids below `root` (this process), zombies left out."""
     parents: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -125,7 +125,7 @@ def descendants() -> Iterator[int]:
                 fields = _stat(entry.name)
                 if fields[0] != "Z":
                     parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    level = [os.getpid()]
+    level = [root or os.getpid()]
     while level:
         level = [child for pid in level for child in parents.get(pid, ())]
         yield from level

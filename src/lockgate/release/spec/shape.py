@@ -19,7 +19,8 @@ from pydantic import (
 
 from lockgate.analysis.checks import Check, find_signal
 from lockgate.core import canonical
-from lockgate.core.errors import LockgateError, UsageError
+from lockgate.core.document import ours
+from lockgate.core.errors import UsageError
 from lockgate.core.names import check_alias, check_model, check_target, parse_version
 from lockgate.core.units import parse_duration, parse_ratio
 from lockgate.observe.scoring.make import make_scorer
@@ -27,21 +28,6 @@ from lockgate.release.windows import parse_window
 
 _MAX_DEPTH = 16
 _MAX_INT = 2**53
-
-
-def _ours(function: Any) -> Any:
-    """Wraps one of our parsers, so that its error is one that pydantic collects."""
-
-    def wrapped(value: Any) -> Any:
-        try:
-            return function(value)
-        except LockgateError as error:
-            hint = f" ({error.hint})" if error.hint else ""
-            raise ValueError(error.message + hint) from error
-        except OverflowError as error:
-            raise ValueError("it is too large") from error
-
-    return wrapped
 
 
 def _bounded(value: Any, depth: int = 0) -> Any:
@@ -62,8 +48,8 @@ def _bounded(value: Any, depth: int = 0) -> Any:
     return value
 
 
-Duration = Annotated[float, BeforeValidator(_ours(parse_duration))]
-Ratio = Annotated[float, BeforeValidator(_ours(parse_ratio))]
+Duration = Annotated[float, BeforeValidator(ours(parse_duration))]
+Ratio = Annotated[float, BeforeValidator(ours(parse_ratio))]
 HEADER = r"^[a-z][a-z0-9-]{0,63}$"
 Percent = Annotated[float, Field(gt=0, le=100)]
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
@@ -195,7 +181,7 @@ class StrategySpec(_Strict):
 class CheckSpec(_Strict):
     """One rule over a signal: relative to the baseline, or absolute."""
 
-    signal: Annotated[str, AfterValidator(_ours(lambda name: find_signal(name).name))]
+    signal: Annotated[str, AfterValidator(ours(lambda name: find_signal(name).name))]
     worse_by_at_most: Annotated[Ratio | None, Field(le=100)] = None
     at_most: float | None = None
     at_least: Annotated[float, Field(gt=0)] | None = None
@@ -212,9 +198,9 @@ class CheckSpec(_Strict):
             return value
         signal = find_signal(name)
         if signal.event or signal.measure == "score":
-            return _ours(parse_ratio)(value)
+            return ours(parse_ratio)(value)
         reader = _number if signal.measure in ("throughput", "tokens") else parse_duration
-        return _ours(reader)(value)
+        return ours(reader)(value)
 
     @model_validator(mode="after")
     def _one_rule(self) -> CheckSpec:
@@ -253,7 +239,7 @@ class ScorerSpec(_Strict):
     invert: bool = False
     expected: Text | None = None
     pattern: Text | None = None
-    json_schema: Annotated[Mapping[str, Any] | None, AfterValidator(_ours(_bounded))] = Field(
+    json_schema: Annotated[Mapping[str, Any] | None, AfterValidator(ours(_bounded))] = Field(
         default=None, alias="schema"
     )
     answers: Annotated[Mapping[str, str] | None, Field(min_length=1, max_length=10_000)] = None
@@ -266,7 +252,7 @@ class ScorerSpec(_Strict):
 
     @model_validator(mode="after")
     def _can_be_made(self) -> ScorerSpec:
-        _ours(make_scorer)(self.definition)
+        ours(make_scorer)(self.definition)
         return self
 
     @property
@@ -287,7 +273,7 @@ class RuntimeSpec(_Strict):
     """Which runtime, and what it is told."""
 
     name: Text | None = None
-    options: Annotated[Mapping[str, Any], AfterValidator(_ours(_bounded))] = Field(
+    options: Annotated[Mapping[str, Any], AfterValidator(ours(_bounded))] = Field(
         default_factory=dict
     )
     memory_mb: Annotated[int, Field(gt=0)] | None = None
@@ -298,9 +284,9 @@ class RuntimeSpec(_Strict):
 class ReleaseSpec(_Strict):
     """A release as a person asks for it."""
 
-    model: Annotated[str, AfterValidator(_ours(check_model))]
-    version: Annotated[str, AfterValidator(_ours(lambda text: parse_version(text) and text))]
-    to: Annotated[str, AfterValidator(_ours(check_target))] = "local"
+    model: Annotated[str, AfterValidator(ours(check_model))]
+    version: Annotated[str, AfterValidator(ours(lambda text: parse_version(text) and text))]
+    to: Annotated[str, AfterValidator(ours(check_target))] = "local"
     strategy: StrategySpec
     checks: tuple[CheckSpec, ...] = Field(default=(), max_length=50)
     alpha: Annotated[float, Field(ge=1e-6, le=0.2)] = 0.01
@@ -310,23 +296,26 @@ class ReleaseSpec(_Strict):
     slo: Annotated[Ratio | None, Field(ge=0.5, lt=1)] = None
     on_fail: Literal["rollback", "hold"] = "rollback"
     on_deadline: Literal["rollback", "hold"] = "rollback"
-    windows: tuple[Annotated[str, AfterValidator(_ours(lambda t: parse_window(t) and t))], ...] = (
+    windows: tuple[Annotated[str, AfterValidator(ours(lambda t: parse_window(t) and t))], ...] = (
         Field(default=(), max_length=20)
     )
-    not_before: Annotated[
-        float | None, Field(ge=0, le=_LATEST), BeforeValidator(_ours(_moment))
-    ] = None
+    not_before: Annotated[float | None, Field(ge=0, le=_LATEST), BeforeValidator(ours(_moment))] = (
+        None
+    )
     approve: ApproveSpec | None = None
     scorers: Annotated[
         Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], ScorerSpec],
         Field(max_length=10),
     ] = Field(default_factory=dict)
     score: Annotated[Ratio, Field(gt=0, le=1)] = 0.1
+    gates: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")], ...] = Field(
+        default=(), max_length=50
+    )
     replicas: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
     runtime: RuntimeSpec = RuntimeSpec()
     sticky: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")] | None = None
     keep_previous: Duration = 600.0
-    alias: Annotated[str, AfterValidator(_ours(check_alias))] | None = None
+    alias: Annotated[str, AfterValidator(ours(check_alias))] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> ReleaseSpec:

@@ -1,0 +1,1 @@
+"""Reasons that a version may not pass: gates, and what they measure."""
