@@ -16,6 +16,10 @@ from lockgate.derive.api import Step
 GROUP = "lockgate.steps"
 _OWN = {
     "command": "lockgate.derive.steps.command:Command",
+    "merge": "lockgate.derive.steps.merge:Merge",
+    "prune": "lockgate.derive.steps.prune:Prune",
+    "quantize": "lockgate.derive.steps.quantize:Quantize",
+    "shard": "lockgate.derive.steps.shard:Shard",
 }
 
 
@@ -45,7 +49,9 @@ def find_step(name: str) -> Step:
 def check_parameters(
     step: Step, given: Mapping[str, Any], where: tuple[str, ...] = ("with",)
 ) -> dict[str, Any]:
-    """Returns the parameters of `step`, whole, as JSON values.
+    """Returns the parameters of `step` that are not its defaults, checked, as JSON values.
+
+    (Defaults stand in the step's code, whose digest is in the recipe too.)
 
     Raises SpecError with every mistake, each below the path `where`.
     """
@@ -58,4 +64,4 @@ def check_parameters(
             for item in error.errors()
         ]
         raise SpecError(problems, hint=hint) from error
-    return cast("dict[str, Any]", made.model_dump(mode="json"))
+    return cast("dict[str, Any]", made.model_dump(mode="json", exclude_defaults=True))

@@ -12,7 +12,6 @@ from typing import Any
 
 from lockgate.core import canonical
 from lockgate.core.digests import Digest, digest_of
-from lockgate.core.errors import UsageError
 from lockgate.derive.api import Step
 
 FORMAT = "lockgate/recipe@1"
@@ -74,7 +73,7 @@ def make_recipe(
     threads: int,
     script: str | None = None,
 ) -> Recipe:
-    """Returns the recipe of `step`; `parameters` are whole, with their defaults.
+    """Returns the recipe of `step`; `parameters` are what is not a default.
 
     `script`: a file of code that the step runs.
     """
@@ -90,14 +89,12 @@ def make_recipe(
 
 
 def _libraries(step: Step) -> Iterator[tuple[str, str]]:
+    """Yields what is installed of a step's libraries; it says itself what it can't do without."""
     for name in sorted(step.libraries):
         try:
             yield name, metadata.version(name)
         except metadata.PackageNotFoundError:
-            raise UsageError(
-                f"the step {step.name!r} needs {name}, which is not installed",
-                hint=f"pip install {name}, or lockgate[derive] for all that its own steps need",
-            ) from None
+            yield name, "absent"
 
 
 def code_digest(step: Step, script: str | None = None) -> Digest:
@@ -118,7 +115,10 @@ def _sources(module: str) -> Iterator[tuple[str, Path]]:
     waiting, seen = [module], {module}
     while waiting:
         name = waiting.pop()
-        spec = find_spec(name)
+        try:
+            spec = find_spec(name)
+        except ModuleNotFoundError:  # a name in a module, not a module
+            continue
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
             continue
         path = Path(spec.origin)

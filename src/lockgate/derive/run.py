@@ -101,13 +101,13 @@ def make_task(
     Raises NotFoundError, UsageError or SpecError, before anything is done, for what can't be run.
     """
     step = find_step(name)
-    whole = check_parameters(step, parameters, where)
+    given = check_parameters(step, parameters, where)
     taken = tuple(_taken(step, inputs))
-    asked = {**whole}
-    if isinstance(whole.get("script"), str):
-        asked["script"] = str(Path(whole["script"]).resolve())
-        whole["script"] = Path(whole["script"]).name  # its content is part of the code's digest
-    recipe = make_recipe(step, whole, taken, script=asked.get("script"), seed=seed, threads=threads)
+    asked = {**given}
+    if isinstance(given.get("script"), str):
+        asked["script"] = str(Path(given["script"]).resolve())
+        given["script"] = Path(given["script"]).name  # its content is part of the code's digest
+    recipe = make_recipe(step, given, taken, script=asked.get("script"), seed=seed, threads=threads)
     return Task(
         step=step, recipe=recipe, parameters=asked, to=to, limits=limits or Limits(),
         labels=labels or {},
