@@ -23,6 +23,7 @@ from lockgate.registry.service import Details, Published
 from lockgate.store.api import (
     PIECE_BYTES,
     Artifact,
+    AtHand,
     Object,
     Objects,
     Piece,
@@ -142,7 +143,8 @@ def _store_file(
 class Sender:
     """Sends pieces in batches, each digest once, only those that are missing; counts and reports.
 
-    Holds at most one batch (16 MiB or 512 objects) for each thread, and one piece.
+    Holds at most one batch (512 objects or 16 MiB, less of objects at hand) for each thread, and
+    one piece.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class Sender:
         self._rooms = Rooms()
         self._batch: dict[Digest, Object] = {}
         self._batch_bytes = 0
+        self._full = objects.batch_bytes if isinstance(objects, AtHand) else _BATCH_BYTES
         absent = objects.missing(bases.known)
         self._seen: set[Digest] = {digest for digest in bases.known if digest not in absent}
         self._done = self._files = self._new = 0
@@ -202,7 +205,7 @@ class Sender:
         with self._lock:
             self._batch[given.digest] = given
             self._batch_bytes += len(given.data)
-            if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_OBJECTS:
+            if self._batch_bytes >= self._full or len(self._batch) >= _BATCH_OBJECTS:
                 full, self._batch, self._batch_bytes = self._batch, {}, 0
         self._send(full)
 

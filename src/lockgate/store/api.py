@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from lockgate.core.digests import Digest, digest_of, raw_of
 from lockgate.store.codec.dtypes import PIECE_BYTES, Grid, Object, Source
 
 __all__ = [
-    "PIECE_BYTES", "Artifact", "Grid", "Object", "Objects", "Piece", "Progress", "Report",
+    "PIECE_BYTES", "Artifact", "AtHand", "Grid", "Object", "Objects", "Piece", "Progress", "Report",
     "Source", "TensorPart",
 ]  # fmt: skip
 
@@ -65,6 +65,13 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+
+
+@runtime_checkable
+class AtHand(Protocol):
+    """`Objects` of this process: `batch_bytes` at a time are sent, while they are in the cache."""
+
+    batch_bytes: int
 
 
 class Objects(Protocol):

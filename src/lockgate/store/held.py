@@ -28,10 +28,13 @@ class Held:
         self._found: OrderedDict[Digest, tuple[Buffer, bool]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, digest: Digest, load: Callable[[Digest], Buffer], *, checked: bool) -> Buffer:
+    def get(
+        self, digest: Digest, load: Callable[[Digest], Buffer], *, checked: bool, keep: bool = True
+    ) -> Buffer:
         """Returns an object's bytes, by `load` when they are not at hand.
 
-        With `checked` only bytes that a checking `load` gave will do.
+        With `checked` only bytes that a checking `load` gave will do; without `keep` what it gave
+        is not kept.
         """
         with self._lock:
             held = self._found.get(digest)
@@ -39,6 +42,8 @@ class Held:
                 self._found.move_to_end(digest)
                 return held[0]
         data = load(digest)
+        if not keep:
+            return data
         with self._lock:
             self._drop(digest)
             self._found[digest] = (data, checked)

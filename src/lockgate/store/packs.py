@@ -17,9 +17,9 @@ from lockgate.core.digests import Digest, digest_of, hex_of, is_digest, raw_of, 
 from lockgate.core.errors import IntegrityError, NotFoundError
 from lockgate.store.blobs.api import Blobs
 from lockgate.store.codec.decode import decode, decode_checked
-from lockgate.store.codec.dtypes import Buffer, Object
+from lockgate.store.codec.dtypes import PIECE_BYTES, Buffer, Object
 from lockgate.store.codec.encode import Encoder
-from lockgate.store.codec.frame import Frame, parse
+from lockgate.store.codec.frame import Fetch, Frame, parse
 from lockgate.store.codec.frame import pack as pack_frame
 from lockgate.store.codec.kernel import Kernel, kernel
 from lockgate.store.held import Held
@@ -42,6 +42,8 @@ class PackStore:
     None; they are checked like any others. Without `writes` nothing is changed, notes on damage
     included; a place that is no store raises NotFoundError then.
     """
+
+    batch_bytes = PIECE_BYTES
 
     def __init__(self, blobs: Blobs, *, codec: Kernel | None = None, writes: bool = True) -> None:
         self.blobs = blobs
@@ -219,21 +221,23 @@ class PackStore:
             return found
         # the digest of what comes out says more than the checksum of what goes in
         frame = parse(self.frame_bytes(digest), check=False)
-        return decode_checked(digest, frame, self._part_of, self.kernel)
+        return decode_checked(digest, frame, self._source(frame), self.kernel)
 
     def _base(self, digest: Digest) -> Buffer:
         """Returns a base's bytes, checked, and keeps the last of them at hand."""
         return self._held.get(digest, self.get, checked=True)
 
-    def _part_of(self, digest: Digest) -> Buffer:
-        """Returns a base's bytes unchecked: what is made from them will be compared."""
-        return self._held.get(digest, self._decode, checked=False)
+    def _source(self, frame: Frame) -> Fetch:
+        """Returns what gives a frame's bases, unchecked: what is made of them will be compared."""
+        keep = bool(frame.parts) or len(frame.deps) > 1  # used whole, it is seldom used again
+        return lambda digest: self._held.get(digest, self._decode, checked=False, keep=keep)
 
     def _decode(self, digest: Digest) -> Buffer:
         found = self.near(digest) if self.near else None
         if found is not None:
             return found
-        return decode(parse(self.frame_bytes(digest), check=False), self._part_of, self.kernel)
+        frame = parse(self.frame_bytes(digest), check=False)
+        return decode(frame, self._source(frame), self.kernel)
 
     def _second_look(self, digest: Digest) -> Buffer:
         """Reads a damaged object once more; if it stays so, hides it, so that a put heals it.

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from lockgate.core.digests import Digest, digest_of
 from lockgate.store.codec.dtypes import PIECE_BYTES
-from lockgate.store.held import Rooms
+from lockgate.store.held import Held, Rooms
 
 
 def where(view: memoryview) -> int:
@@ -51,3 +52,17 @@ def test_threads_never_share_one() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(fill, [n % 251 for n in range(400)]))
+
+
+def test_what_is_not_kept_is_loaded_again_and_what_is_kept_is_found() -> None:
+    held, loaded = Held(100), 0
+    digest = digest_of(b"base")
+
+    def load(_: Digest) -> bytes:
+        nonlocal loaded
+        loaded += 1
+        return b"base"
+
+    for keep, loads in ((False, 1), (False, 2), (True, 3), (False, 3)):
+        assert held.get(digest, load, checked=False, keep=keep) == b"base"
+        assert loaded == loads
