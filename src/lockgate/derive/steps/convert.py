@@ -15,7 +15,7 @@ from lockgate.derive.api import Input, Metrics, Work
 from lockgate.derive.steps.converting import onnx_model
 from lockgate.derive.steps.converting.gguf_file import GgufFile, Kind, shape_of
 from lockgate.derive.steps.converting.words import words_of
-from lockgate.derive.steps.weights.floats import FLOATS, narrow, rounded, widen
+from lockgate.derive.steps.weights.floats import FLOATS, squares, stored, widen
 from lockgate.derive.steps.weights.options import (
     KeepOthers,
     Progress,
@@ -107,16 +107,16 @@ def _cast(writer: ModelWriter, tensor: Tensor, to: str) -> tuple[float, float]:
     apart = whole = 0.0
     for begin, end in chunks(tensor):
         part = widen(raw(tensor, begin, end), tensor.dtype)
-        after = rounded(part, to)
+        data, after = stored(part, to)
         if (np.isfinite(part) & ~np.isfinite(after)).any():
             raise UsageError(
                 f"tensor {tensor.name} has a weight too large for {to}", hint="choose bf16"
             )
-        writer.append(tensor.name, narrow(part, to))
-        wide = part.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            apart += float(np.nan_to_num(np.square(after - wide)).sum())
-            whole += float(np.nan_to_num(np.square(wide), posinf=0.0).sum())
+        writer.append(tensor.name, data)
+        number = np.isfinite(part)
+        if not number.all():
+            part, after = part[number], after[number]
+        apart, whole = apart + squares(after - part), whole + squares(part)
     return apart, whole
 
 

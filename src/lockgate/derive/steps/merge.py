@@ -14,7 +14,7 @@ from lockgate.core.errors import UsageError
 from lockgate.derive.api import Input, Metrics, Work
 from lockgate.derive.steps.merging import formulas
 from lockgate.derive.steps.merging.fit import check_fit, same_bytes
-from lockgate.derive.steps.weights.floats import FLOATS, Wide, narrow, rounded
+from lockgate.derive.steps.weights.floats import FLOATS, Wide, squares, stored
 from lockgate.derive.steps.weights.options import (
     KeepOthers,
     Progress,
@@ -160,14 +160,13 @@ def _merged(
         parts = [values(tensor, begin, end) for tensor in together]
         with np.errstate(over="ignore", invalid="ignore"):
             merged = formula(parts)
-            data = narrow(merged, base.dtype)
-            kept = rounded(merged, base.dtype)
+            data, kept = stored(merged, base.dtype)
         if not np.isfinite(kept).all():
             raise UsageError(
                 f"the merged tensor {base.name} is too large for {base.dtype}",
                 hint="use smaller weights, or a base in BF16 or F32",
             )
-        yield _Part(data=data, moved=_squares(kept - parts[0]), length=_squares(parts[0]))
+        yield _Part(data=data, moved=squares(kept - parts[0]), length=squares(parts[0]))
 
 
 def _formula(
@@ -206,12 +205,8 @@ def _cut(base: Tensor, other: Tensor, density: float) -> Cut:
 def _arc(left: Tensor, right: Tensor, t: float) -> tuple[float, float]:
     dot = first = second = 0.0
     for begin, end in chunks(left):
-        one, two = values(left, begin, end), values(right, begin, end)
-        dot += float(np.dot(one.astype(np.float64), two.astype(np.float64)))
-        first, second = first + _squares(one), second + _squares(two)
+        one = values(left, begin, end).astype(np.float64)
+        two = values(right, begin, end).astype(np.float64)
+        dot += float(np.dot(one, two))
+        first, second = first + float(np.dot(one, one)), second + float(np.dot(two, two))
     return formulas.slerp_weights(dot, first, second, t)
-
-
-def _squares(part: Wide) -> float:
-    wide = part.astype(np.float64)
-    return float(np.dot(wide, wide))

@@ -30,7 +30,7 @@ from lockgate.derive.steps.quantizing.levels import (
 )
 from lockgate.derive.steps.quantizing.onnx import quantize_onnx
 from lockgate.derive.steps.quantizing.scheme import Scheme
-from lockgate.derive.steps.weights.floats import FLOATS
+from lockgate.derive.steps.weights.floats import FLOATS, squares
 from lockgate.derive.steps.weights.layers import linear_layers
 from lockgate.derive.steps.weights.options import (
     KeepOthers,
@@ -264,9 +264,8 @@ def _scales(
 
 
 def _error(rows: np.ndarray, part: Part, scheme: Scheme) -> _Error:
-    wide = rows.astype(np.float64)
-    apart = wide - restored(levels_from(part.codes, scheme), part.scales)
-    return _Error(apart=float(np.square(apart).sum()), whole=float(np.square(wide).sum()))
+    apart = rows - restored(levels_from(part.codes, scheme), part.scales)
+    return _Error(apart=squares(apart), whole=squares(rows))
 
 
 def _write(work: Work, writer: ModelWriter, tensor: Tensor, parts: Parts, scheme: Scheme) -> _Error:

@@ -18,7 +18,21 @@ from .bench import Run, Values, blocks, digest, read, write_model
 
 Q0 = "model.layers.0.self_attn.q_proj"
 UP1 = "model.layers.1.mlp.up_proj"
-PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "bias": "none", "lora_dropout": 0.1}
+PLAIN = {  # what PEFT 0.21 writes for plain LoRA
+    "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None,
+    "auto_mapping": None, "base_model_name_or_path": "chat-v1", "bias": "none",
+    "corda_config": None, "ensure_weight_tying": False, "eva_config": None,
+    "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True,
+    "init_lora_weights": True, "kasa_config": None, "layer_replication": None,
+    "layers_pattern": None, "layers_to_transform": None, "loftq_config": {}, "lora_alpha": 6,
+    "lora_bias": False, "lora_dropout": 0.1, "lora_ga_config": None, "megatron_config": None,
+    "megatron_core": "megatron.core", "modules_to_save": None, "monteclora_config": None,
+    "peft_type": "LORA", "peft_version": "0.21.2", "qalora_group_size": 16, "r": 4,
+    "rank_pattern": {}, "revision": None, "target_modules": ["up_proj", "q_proj"],
+    "target_parameters": None, "task_type": "CAUSAL_LM", "trainable_token_indices": None,
+    "use_bdlora": None, "use_dora": False, "use_qalora": False, "use_rslora": False,
+    "velora_config": None,
+}  # fmt: skip
 
 
 def adapter(root: Path, factors: dict[str, Values], **config: Any) -> Path:
@@ -70,6 +84,9 @@ def test_an_adapter_is_added(tmp_path: Path, config: dict[str, Any]) -> None:
     "config",
     [
         {"use_dora": True},
+        {"alora_invocation_tokens": [1, 2]},
+        {"loftq_config": {"loftq_bits": 4}},
+        {"target_parameters": ["experts"]},
         {"peft_type": "IA3"},
         {"modules_to_save": ["lm_head"]},
         {"rank_pattern": {"q_proj": 8}},

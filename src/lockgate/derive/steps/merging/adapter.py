@@ -17,10 +17,9 @@ _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _READ = frozenset(("peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "bias"))
 _INERT = frozenset((
-    "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "eva_config",
-    "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config",
-    "lora_dropout", "megatron_config", "megatron_core", "peft_version", "revision",
-    "runtime_config", "target_modules", "target_parameters", "task_type", "ensure_weight_tying",
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode",
+    "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 ))  # fmt: skip
 """Keys that say what was trained and how, which the tensors show; no other may be set."""
 

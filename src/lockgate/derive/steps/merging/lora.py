@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lockgate.core.errors import UsageError
 from lockgate.derive.api import Input, Metrics, Work
 from lockgate.derive.steps.merging.adapter import open_adapter
-from lockgate.derive.steps.weights.floats import FLOATS, narrow, rounded
+from lockgate.derive.steps.weights.floats import FLOATS, squares, stored
 from lockgate.derive.steps.weights.options import (
     KeepOthers,
     Progress,
@@ -101,13 +101,13 @@ def _add(
         rows = rows_of(tensor, begin, end)
         with np.errstate(over="ignore", invalid="ignore"):
             sums = rows + np.float32(scale) * (rows_of(factors[1], begin, end) @ down)
-            kept = rounded(sums, tensor.dtype)
+            data, kept = stored(sums, tensor.dtype)
         if not np.isfinite(kept).all():
             raise UsageError(
                 f"the merged tensor {tensor.name} is too large for {tensor.dtype}",
                 hint="use a smaller weight",
             )
-        writer.append(tensor.name, narrow(sums, tensor.dtype))
-        moved += float(np.square(kept - rows, dtype=np.float64).sum())
-        length += float(np.square(rows, dtype=np.float64).sum())
+        writer.append(tensor.name, data)
+        moved += squares(kept - rows)
+        length += squares(rows)
     return moved, length

@@ -25,7 +25,7 @@ WIDTHS = {
 
 E4M3_MAX = 448.0
 _E4M3_NAN = 0x7F
-_E4M3_LEAST_NORMAL = np.float32(2.0**-6)
+_E4M3_LEAST_NORMAL = np.float32(2.0**-6).view(np.uint32)
 _E4M3_STEP = np.float32(2.0**9)  # one over the step between the numbers below the least normal
 
 
@@ -52,27 +52,53 @@ def narrow(values: Wide, dtype: str) -> bytes:
     flat = np.ascontiguousarray(values, np.float32).reshape(-1)
     if dtype == "F8_E4M3":
         return encode_e4m3(flat).tobytes()
+    if dtype == "BF16" and not np.isnan(flat).any():
+        return _halves(flat.view(np.uint32))
     return recipes.narrow(flat, FLOATS[dtype])
+
+
+def _halves(bits: NDArray[np.uint32]) -> bytes:
+    """Returns the upper halves of float32s, rounded; as the recipe, a few times as fast."""
+    half = bits >> 16
+    half &= np.uint32(1)
+    half += bits
+    half += np.uint32(0x7FFF)
+    half >>= 16
+    return half.astype("<u2").tobytes()
+
+
+def stored(values: Wide, dtype: str) -> tuple[bytes, Wide]:
+    """Returns the bytes of `narrow`, and `values`, of any shape, as these bytes have them."""
+    data = narrow(values, dtype)
+    return data, widen(np.frombuffer(data, np.uint8), dtype).reshape(values.shape)
+
+
+def squares(values: Wide) -> float:
+    """Returns Σ x², in float32: for numbers that people read."""
+    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+    return float(np.dot(flat, flat))
 
 
 def rounded(values: Wide, dtype: str) -> Wide:
     """Returns `values`, of any shape, as they are after a stay in `dtype`."""
-    data = np.frombuffer(narrow(values, dtype), np.uint8)
-    return widen(data, dtype).reshape(values.shape)
+    return stored(values, dtype)[1]
 
 
 def encode_e4m3(values: Wide) -> Raw:
     """Returns float32 `values`, of any shape, as F8_E4M3's bytes, to nearest, ties to even."""
     word = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    sign = ((word >> 24) & 0x80).astype(np.uint8)
     bits = word & np.uint32(0x7FFFFFFF)
-    size = bits.view(np.float32)
-    near = (bits + np.uint32(0x7FFFF) + ((bits >> 20) & np.uint32(1))) >> 20
-    with np.errstate(invalid="ignore", over="ignore"):
-        small = np.rint(np.minimum(size, np.float32(1)) * _E4M3_STEP)
-        code = np.where(size < _E4M3_LEAST_NORMAL, small, near.astype(np.int64) - (120 << 3))
-        code = np.where(np.isnan(size) | (code > _E4M3_NAN), _E4M3_NAN, code)
-    return np.asarray(code.astype(np.uint8) | sign)
+    code = bits >> 20
+    code &= np.uint32(1)
+    code += bits
+    code += np.uint32(0x7FFFF)
+    code >>= 20
+    code -= np.minimum(code, np.uint32(120 << 3))  # the difference of the biases
+    small = bits < _E4M3_LEAST_NORMAL
+    code[small] = np.rint(bits[small].view(np.float32) * _E4M3_STEP).astype(np.uint32)
+    np.minimum(code, np.uint32(_E4M3_NAN), out=code)
+    code |= (word >> 24) & np.uint32(0x80)
+    return code.astype(np.uint8)
 
 
 def decode_e4m3(data: Raw) -> Wide:
