@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes a virtual environment with lockgate in it: environment.sh PYTHON FOLDER [EXTRA…]
-# With the extra `dev` lockgate is installed editable; `transformers` brings torch as well.
+# With the extra `dev` lockgate is installed editable; `transformers` and `derive` bring torch.
 set -eu
 
 python=$1
@@ -28,7 +28,7 @@ fi
 
 pip="$folder/bin/python -m pip --disable-pip-version-check"
 extras=$(echo "$*" | tr ' ' ',')
-case " $* " in *" transformers "* | *" train "*)
+case " $* " in *" transformers "* | *" train "* | *" derive "*)
     $pip install --quiet torch==2.13.0 ;;
 esac
 case " $* " in

@@ -37,6 +37,15 @@ class RemoteVersions:
             path, {k: body[k] for k in body if k not in ("model", "number", "digest")}
         )
 
+    def metrics_of(self, recipe_digest: str) -> Mapping[str, float]:
+        """See `Versions.metrics_of`."""
+        found = self._client.get(f"/recipes/{recipe_digest}")
+        for made in found["derived"]:
+            if made["recipe_digest"] == recipe_digest:
+                metrics: Mapping[str, float] = made["metrics"]
+                return metrics
+        raise NotFoundError(f"nobody ran the recipe {recipe_digest}")
+
     def recipe_of(self, model: str, version: str) -> Mapping[str, Any]:
         """See `Versions.recipe_of`."""
         found = self._client.get(f"/models/{model}/versions/{version}")

@@ -20,6 +20,7 @@ _OWN = {
     "prune": "lockgate.derive.steps.prune:Prune",
     "quantize": "lockgate.derive.steps.quantize:Quantize",
     "shard": "lockgate.derive.steps.shard:Shard",
+    "tune": "lockgate.derive.steps.tune:Tune",
 }
 
 

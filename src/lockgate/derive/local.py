@@ -35,6 +35,14 @@ class RegistryVersions:
         """See `Versions.record_derived`."""
         self._registry.record(event, actor=self._actor)
 
+    def metrics_of(self, recipe_digest: str) -> Mapping[str, float]:
+        """See `Versions.metrics_of`."""
+        found = self._registry.derived(recipe_digest)
+        for made in found.derived if found else ():
+            if made.recipe_digest == recipe_digest:
+                return made.metrics
+        raise NotFoundError(f"nobody ran the recipe {recipe_digest}")
+
     def recipe_of(self, model: str, version: str) -> Mapping[str, Any]:
         """See `Versions.recipe_of`."""
         found = self._registry.version(model, version)

@@ -18,7 +18,9 @@ from lockgate.core.names import check_model, check_target, split_reference
 from lockgate.core.units import parse_duration, parse_size
 from lockgate.derive.recipe import Given
 from lockgate.derive.run import THREADS, Made, Site, Task, derive, make_task
-from lockgate.derive.work import Workplace
+from lockgate.derive.search.spec import SearchSpec
+from lockgate.derive.search.study import Trial
+from lockgate.derive.work import Heard, Workplace
 from lockgate.host.jobs.api import Limits
 
 HINT = "docs/derive.md describes pipelines"
@@ -68,6 +70,7 @@ class StageSpec(_Strict):
     threads: Annotated[int, Field(ge=1, le=256)] = THREADS
     limits: LimitSpec = LimitSpec()
     alias: str | None = None
+    search: SearchSpec | None = None
     admit: str | None = None
     gates: list[dict[str, Any]] | str | None = None
     target: str = "local"
@@ -80,6 +83,8 @@ class StageSpec(_Strict):
             raise ValueError("'to' is missing: the model that the version is for")
         if self.admit is not None and self.gates is None:
             raise ValueError("'gates' is missing: what the version has to pass")
+        if self.search is not None and self.step is None:
+            raise ValueError("'search' goes with 'step'")
         if self.to is not None:
             document.ours(check_model)(self.to)
         document.ours(check_target)(self.target)
@@ -153,9 +158,10 @@ class Pipeline:
                 if problem:
                     yield Problem(path=where, message=problem)
             if stage.step is not None:
+                tried = stage.search.point() if stage.search else {}
                 inputs = {key: [nobody] * len(refs) for key, refs in stage.from_.items()}
                 try:
-                    self._task(name, stage, inputs)
+                    self._task(name, stage, inputs, tried)
                 except SpecError as error:
                     yield from error.problems
                 except LockgateError as error:
@@ -179,10 +185,13 @@ class Pipeline:
             raise UsageError(f"which version of {model}? write it as {model}:v1")
         return self._site.versions.find(model, version)
 
-    def _task(self, name: str, stage: StageSpec, inputs: Mapping[str, Sequence[Given]]) -> Task:
+    def _task(
+        self, name: str, stage: StageSpec, inputs: Mapping[str, Sequence[Given]],
+        tried: Mapping[str, Any] | None = None,
+    ) -> Task:  # fmt: skip
         return make_task(
-            stage.step or "", inputs, stage.with_, to=stage.to or "", seed=stage.seed,
-            threads=stage.threads, limits=stage.limits.limits,
+            stage.step or "", inputs, _with(stage.with_, tried or {}), to=stage.to or "",
+            seed=stage.seed, threads=stage.threads, limits=stage.limits.limits,
             labels={"pipeline": self._spec.pipeline, "stage": name},
             where=("stages", name, "with"),
         )  # fmt: skip
@@ -213,6 +222,8 @@ class Pipeline:
         given = self._inputs(stage, made)
         if given is None:
             return Planned(name=name, what=what, inputs=inputs, to=to, do="wait")
+        if stage.search is not None:
+            return Planned(name=name, what=f"search over {what}", inputs=inputs, to=to, do="run")
         known = self._site.versions.derived(self._task(name, stage, given).recipe.digest)
         if known is not None:
             made[name] = known
@@ -239,13 +250,35 @@ class Pipeline:
                 inputs = self._inputs(stage, versions)
                 if inputs is None:
                     raise NotFoundError(f"stage {name} needs what no stage before it made")
-                made[name] = derive(self._task(name, stage, inputs), self._site, place)
+                made[name] = self._make(name, stage, inputs, place)
             else:
                 admitted = versions.get(stage.admit or "") or self._find(stage.admit or "")
                 gates = stage.gates or []
                 admit(Gated(version=admitted, target=stage.target, gates=gates))
             ended(name, made.get(name))
         return made
+
+    def _make(
+        self, name: str, stage: StageSpec, inputs: Mapping[str, Sequence[Given]],
+        place: Workplace,
+    ) -> Made:  # fmt: skip
+        if stage.search is None:
+            return derive(self._task(name, stage, inputs), self._site, place)
+        from lockgate.derive.search.run import search
+
+        def told(trial: Trial, whole: int) -> None:
+            numbers = ", ".join(f"{key} {value:.5g}" for key, value in trial.metrics.items())
+            said = numbers or trial.reason
+            line = f"trial {trial.number + 1} of {whole}, {dict(trial.parameters)}: {said}"
+            place.hear(Heard(step=name, line=line))
+
+        found = search(
+            stage.search, lambda tried: self._task(name, stage, inputs, tried), to=stage.to or "",
+            seed=stage.seed, name=f"{self._spec.pipeline}/{name}", site=self._site, place=place,
+            told=told,
+        )  # fmt: skip
+        place.hear(Heard(step=name, line=f"the chart of the trials is {found.chart}"))
+        return found.made
 
     def aliases(self, made: Mapping[str, Made]) -> Iterator[tuple[str, str, Given]]:
         """Yields (model, alias, version) for the stages that ask for an alias."""
@@ -259,3 +292,15 @@ def _refs(stage: StageSpec) -> Iterator[str]:
         yield from refs
     if stage.admit is not None:
         yield stage.admit
+
+
+def _with(fixed: Mapping[str, Any], tried: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `fixed` with what is tried; `settings.rate` is `rate` in `settings`."""
+    found = dict(fixed)
+    for name, value in tried.items():
+        head, dot, rest = name.partition(".")
+        inner = found.get(head)
+        if dot:
+            value = _with(inner if isinstance(inner, dict) else {}, {rest: value})  # noqa: PLW2901
+        found[head] = value
+    return found

@@ -45,6 +45,10 @@ class Versions(Protocol):
         """Keeps which step made a version."""
         ...
 
+    def metrics_of(self, recipe_digest: str) -> Mapping[str, float]:
+        """Returns the numbers that were recorded with a recipe; raises NotFoundError."""
+        ...
+
     def recipe_of(self, model: str, version: str) -> Mapping[str, Any]:
         """Returns the recipe of a version; raises NotFoundError when no step made it."""
         ...

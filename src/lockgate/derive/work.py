@@ -12,13 +12,18 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lockgate.core.digests import Digest, hex_of
-from lockgate.core.errors import ConflictError, StepFailedError, error_class
+from lockgate.core.errors import (
+    ConflictError,
+    PermanentError,
+    StepFailedError,
+    error_class,
+)
 from lockgate.core.units import size
 from lockgate.derive.api import Advance
 from lockgate.derive.child import RESULT
@@ -68,7 +73,8 @@ class Ran:
 class Workplace:
     """A folder to work in, what runs jobs there, and where inputs come from.
 
-    `hear` gets what steps say, `report` how restoring and publishing go on.
+    `hear` gets what steps say, `report` how restoring and publishing go on; `cancelled` is asked
+    while a step runs.
     """
 
     folder: Path
@@ -76,6 +82,7 @@ class Workplace:
     objects: Objects
     hear: Callable[[Heard], None] = field(default=lambda _: None)
     report: Report | None = None
+    cancelled: Callable[[], bool] = field(default=lambda: False)
 
     @contextmanager
     def claim(self, name: str) -> Iterator[Path]:
@@ -136,7 +143,7 @@ class Workplace:
             env=self.environment(folder, recipe.threads),
             limits=limits,
         )
-        ended = self.jobs.run(job, lambda line: self._hear(recipe.step, line))
+        ended = self.jobs.run(job, lambda line: self._hear(recipe.step, line), self.cancelled)
         changed = [path for path, stamps in before.items() if _stamps(Path(path)) != stamps]
         for path in changed:
             shutil.rmtree(path, ignore_errors=True)
@@ -180,8 +187,11 @@ class Workplace:
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             manifest = parse(bytes(self.objects.get(Digest(digest))))
-            with suppress(ConflictError):  # another run beside this one was faster
+            try:
                 restore(manifest, folder, self.objects, self.report)
+            except (ConflictError, PermanentError):
+                if not folder.exists():  # another run beside this one was not faster
+                    raise
         return folder
 
     def environment(self, folder: Path, threads: int) -> dict[str, str]:

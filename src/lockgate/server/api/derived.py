@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends
 
-from lockgate.core.codec import from_json
+from lockgate.core.codec import from_json, to_json
 from lockgate.core.digests import parse_digest
 from lockgate.core.errors import IntegrityError, NotFoundError, UsageError
 from lockgate.core.events import VersionDerived, VersionJudged
@@ -30,7 +30,8 @@ def router(control: Control, caller: Caller) -> APIRouter:
         found = registry.derived(parse_digest(digest))
         if found is None:
             raise NotFoundError(f"nobody ran the recipe {digest}")
-        return version_view(found, registry.model(found.published.model))
+        view = version_view(found, registry.model(found.published.model))
+        return {**view, "derived": to_json(found.derived)}
 
     @api.post("/models/{owner}/{name}/versions/{version}/derived")
     def derived(

@@ -1,0 +1,1 @@
+"""What training steps share: rows, batches, a loop that goes on where it was killed, adapters."""
