@@ -89,11 +89,11 @@ void *lg_alloc(lg_arena *arena, size_t size)
     return found;
 }
 
-/* Of n <= size elements, the most is taken by lg_delta_encode: keys 2 n + 1, classes
- * n + 1 at most, counts of keys below 2^18; then the coder, as for the classes: counts and tables below 2^18,
- * and, at different times, counts of pairs, 2^18, and words of one segment, 2 * (2^20 + LG_MAX_LANES + 8). With
- * 63 to align each of the six that is less than 3 n + 2^21 + 2^20. Planes take size + 1 instead of the first two; decoding has tables of
- * 4 * LG_SCALE * LG_MAX_CONTEXTS = 2^18 besides the classes. */
+/* Of n <= size elements, the most is taken by lg_delta_encode: keys 2 n + 1, classes n + 1 at most, counts of
+ * keys below 2^18; then the coder, as for the classes: counts and tables below 2^18, and, at different times,
+ * counts of pairs, 2^18, and words of one segment, 2 * (2^20 + LG_MAX_LANES + 8). With 63 to align each of the
+ * six that is less than 3 n + 2^21 + 2^20. Planes take size + 1 instead of the first two; decoding has tables
+ * of 4 * LG_SCALE * LG_MAX_CONTEXTS = 2^18 besides the classes. */
 size_t lg_arena_size(size_t size)
 {
     return 3 * size + (3u << 20);

@@ -647,7 +647,8 @@ static void classify(model *m, const uint8_t *data, const uint8_t *base, size_t 
     for (uint32_t g = 0; g < m->groups; g++) {
         size_t begin = (size_t)g * m->group, end = begin + m->group < count ? begin + m->group : count;
         uint64_t many = weighed(end - begin);
-        size_t near = m->group < 2 * TILE ? m->group : 2 * TILE, next = end + near < count ? end + near : count;
+        size_t near = m->group < 2 * TILE ? m->group : 2 * TILE;
+        size_t next = end + near < count ? end + near : count;
         soon(base, end * width, next * width, 64);
         soon(data, end * width, next * width, m->group < sparse_from ? 64 : 64 * width);
         uint64_t sum = m->run->weigh(data, base, begin, end, m->reference, UINT64_MAX);

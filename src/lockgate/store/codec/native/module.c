@@ -237,7 +237,8 @@ static PyMethodDef METHODS[] = {
     {"planes_holds", planes_holds, METH_VARARGS,
      "planes_holds(payload, data, kind, scratch, level) -> whether decoding gives data"},
     {"scratch_size", scratch_size, METH_VARARGS, "scratch_size(bytes of elements) -> int"},
-    {"best_level", best_level, METH_NOARGS, "best_level() -> int: 0 scalar, 1 AVX2, 2 AVX-512, 3 with gathers"},
+    {"best_level", best_level, METH_NOARGS,
+     "best_level() -> int: 0 scalar, 1 AVX2, 2 AVX-512, 3 with gathers"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -589,28 +589,45 @@ static int pull_scalar(const lg_rans *block, lg_segment *segment, const uint16_t
 }
 
 #ifdef LG_X86
-TARGET_512 INLINE const uint8_t *pull_16(__m512i *state, const uint32_t *table, const uint16_t *slots,
-                                         uint8_t *symbols, const uint8_t *at, int gathers)
+/* Decodes 16 symbols: their entries, of which the lowest bytes are the symbols. */
+TARGET_512 INLINE __m512i pull_16(__m512i *state, const uint32_t *table, const uint16_t *slots,
+                                  const uint8_t **at, int gathers)
 {
-    __m512i x = *state, entry, words;
-    __m256i places = _mm512_cvtepi32_epi16(x), slot = _mm256_set1_epi16(LG_SCALE - 1);
+    __m512i x = *state, slot = _mm512_set1_epi32(LG_SCALE - 1), places = _mm512_and_si512(x, slot);
+    __m512i entry, words;
     __mmask16 low;
     if (slots) /* a, or b and c */
-        places = _mm256_ternarylogic_epi32(_mm256_loadu_si256((const __m256i *)slots), places, slot, 0xf8);
-    else
-        places = _mm256_and_si256(places, slot);
+        places = _mm512_ternarylogic_epi32(
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)slots)), x, slot, 0xf8);
     if (gathers)
-        entry = _mm512_i32gather_epi32(_mm512_cvtepu16_epi32(places), (const int *)table, 4);
+        entry = _mm512_i32gather_epi32(places, (const int *)table, 4);
     else
-        entry = look_up(table, places);
-    _mm_storeu_si128((__m128i *)symbols, _mm512_cvtepi32_epi8(entry));
+        entry = look_up(table, _mm512_cvtepi32_epi16(places));
     x = _mm512_mullo_epi32(_mm512_srli_epi32(entry, 19), _mm512_srli_epi32(x, LG_SCALE_BITS));
-    x = _mm512_add_epi32(x, _mm512_and_si512(_mm512_srli_epi32(entry, 8), _mm512_set1_epi32(LG_SCALE - 1)));
+    x = _mm512_add_epi32(x, _mm512_and_si512(_mm512_srli_epi32(entry, 8), slot));
     low = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32((int)LG_LOW));
-    words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at));
+    words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)*at));
     words = _mm512_maskz_expand_epi32(low, words);
     *state = _mm512_mask_or_epi32(x, low, _mm512_slli_epi32(x, 16), words);
-    return at + 2 * (size_t)__builtin_popcount(low);
+    *at += 2 * (size_t)__builtin_popcount(low);
+    return entry;
+}
+
+/* Of each number the bits that `mask` has from `a`, the others from `b`. */
+TARGET_512 INLINE __m512i blend(int mask, __m512i a, __m512i b)
+{
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), a, b, 0xca);
+}
+
+/* Writes the lowest byte of each number of four vectors, in order. */
+TARGET_512 INLINE void put_64(uint8_t *symbols, const __m512i *v)
+{
+    __m128i within = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i low = blend(0xff, v[0], _mm512_slli_epi32(v[1], 8));
+    __m512i high = blend(0xffffff, _mm512_slli_epi32(v[2], 16), _mm512_slli_epi32(v[3], 24));
+    low = _mm512_shuffle_epi8(blend(0xffff, low, high), _mm512_broadcast_i32x4(within));
+    _mm512_storeu_si512(symbols, _mm512_permutexvar_epi32(across, low));
 }
 
 /* Decodes whole steps of 64 while `at` is not beyond `due`, which is so far from the words' end that
@@ -620,16 +637,16 @@ TARGET_512 INLINE size_t pull_512(const lg_rans *block, lg_segment *segment, con
                                   int gathers)
 {
     const uint8_t *at = segment->at;
-    __m512i x[4];
+    __m512i x[4], entries[4];
     size_t i = 0;
     for (int v = 0; v < 4; v++) x[v] = _mm512_loadu_si512(segment->state + 16 * v);
     for (; i + 64 <= count && at <= due; i += 64) {
         bring(ahead, i, 64);
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; v++) {
-            size_t j = i + 16 * (size_t)v;
-            at = pull_16(&x[v], block->table, slots ? slots + j : NULL, symbols + j, at, gathers);
-        }
+        for (int v = 0; v < 4; v++)
+            entries[v] = pull_16(&x[v], block->table, slots ? slots + i + 16 * (size_t)v : NULL, &at,
+                                 gathers);
+        put_64(symbols + i, entries);
     }
     for (int v = 0; v < 4; v++) _mm512_storeu_si512(segment->state + 16 * v, x[v]);
     segment->at = at;
