@@ -1,4 +1,4 @@
-"""Merges models of one shape into one, tensor by tensor and part by part."""
+"""Merges models of one shape, or an adapter into its base, tensor by tensor, part by part."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from lockgate.core.errors import UsageError
 from lockgate.derive.api import Input, Metrics, Work
 from lockgate.derive.steps.merging import formulas
+from lockgate.derive.steps.merging.adapter import open_adapter
 from lockgate.derive.steps.merging.fit import check_fit, same_bytes
+from lockgate.derive.steps.merging.lora import add_change
 from lockgate.derive.steps.weights.floats import FLOATS, Wide, squares, stored
 from lockgate.derive.steps.weights.options import (
     KeepOthers,
     Progress,
     ShardBytes,
+    refuse_quantized,
     refuse_unused,
     say_left,
 )
@@ -32,6 +35,7 @@ from lockgate.derive.steps.weights.reader import (
 from lockgate.derive.steps.weights.select import Cut, cut
 from lockgate.derive.steps.weights.writer import SHARD_BYTES, ModelWriter, copy_rest, same
 
+_PART = 1 << 24
 Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare"]
 Weight = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
 Formula = Callable[[Sequence[Wide]], Wide]
@@ -118,6 +122,65 @@ class Merge:
         say_left(work, copy_rest(base, work.out, keep_other_weights=asked.keep_other_weights))
         change = sqrt(moved / length) if length else 0.0
         return {"tensors": len(slots), "bytes": base.size, "relative_change": change}
+
+
+class MergeLoraParameters(BaseModel):
+    """How much of the adapter."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(
+        default=1.0, ge=-10, le=10, allow_inf_nan=False, description="times the adapter's change"
+    )
+    shard_bytes: ShardBytes = SHARD_BYTES
+    keep_other_weights: KeepOthers = False
+
+
+class MergeLora:
+    """Adds an adapter's change to the weights, so that serving needs no adapter."""
+
+    name = "merge-lora"
+    summary = "Merge a LoRA or rsLoRA adapter (PEFT) into its base."
+    inputs: tuple[Input, ...] = (
+        Input(name="base", relation="merged-from"),
+        Input(name="adapter", relation="merged-from"),
+    )
+    parameters: type[MergeLoraParameters] = MergeLoraParameters
+    libraries: tuple[str, ...] = ("numpy",)
+    deterministic = True
+
+    def run(self, work: Work) -> Metrics:
+        """Writes base's folder with W + weight · alpha/r · B @ A, in base's types, from float32.
+
+        Raises UsageError for an adapter that is not understood or not of this base.
+        """
+        asked: MergeLoraParameters = work.parameters
+        base = open_model(work.one("base"))
+        refuse_quantized(base)
+        adapter = open_adapter(work.one("adapter"), base)
+        progress = Progress(work, base.size)
+        moved, length = 0.0, 0.0
+        slots = [same(tensor) for tensor in base.tensors.values()]
+        with ModelWriter(work.out, slots, asked.shard_bytes) as writer:
+            for name, tensor in base.tensors.items():
+                if name in adapter.pairs:
+                    pair = adapter.pairs[name]
+                    scale = adapter.scale * asked.weight
+                    change = add_change(writer, tensor, (pair.down, pair.up), scale)
+                    moved, length = moved + change[0], length + change[1]
+                else:
+                    for begin in range(0, tensor.size, _PART):
+                        end = min(begin + _PART, tensor.size)
+                        writer.append(name, raw_bytes(tensor, begin, end))
+                progress.add(tensor.size)
+        say_left(work, copy_rest(base, work.out, keep_other_weights=asked.keep_other_weights))
+        change_by = sqrt(moved / length) if length else 0.0
+        return {
+            "tensors": len(slots),
+            "changed": len(adapter.pairs),
+            "bytes": base.size,
+            "relative_change": change_by,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

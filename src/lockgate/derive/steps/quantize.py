@@ -36,6 +36,7 @@ from lockgate.derive.steps.weights.options import (
     KeepOthers,
     Progress,
     ShardBytes,
+    changed,
     refuse_quantized,
     refuse_unused,
     say_left,
@@ -133,7 +134,7 @@ class Quantize:
             if calibrated:
                 raise UsageError("onnx-int8 takes no calibration input", hint="leave it out")
             return quantize_onnx(work, keep_other_weights=asked.keep_other_weights)
-        if not calibrated and (odd := sorted(asked.model_fields_set & _CALIBRATED)):
+        if not calibrated and (odd := changed(asked, _CALIBRATED)):
             raise UsageError(
                 f"{', '.join(odd)} are for GPTQ, which needs a calibration input",
                 hint="give a dataset as `calibration`, or leave them out",

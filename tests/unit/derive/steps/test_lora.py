@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lockgate.core.errors import UsageError
-from lockgate.derive.steps.merging.lora import MergeLora
+from lockgate.derive.steps.merge import MergeLora
 from lockgate.derive.steps.weights.floats import narrow
 from lockgate.derive.steps.weights.writer import ModelWriter, slot
 

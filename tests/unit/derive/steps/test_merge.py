@@ -223,7 +223,7 @@ def test_a_broken_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"method": "linear", "t": 0.5},
+        {"method": "linear", "t": 0.4},
         {"method": "linear", "weights": (1, -1)},
         {"method": "ties", "weights": (1, -1)},
         {"method": "ties", "density": 0},

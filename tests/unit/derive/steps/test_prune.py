@@ -163,7 +163,7 @@ def test_stale_weights_are_left_behind_unless_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"method": "magnitude", "n": 2},
+        {"method": "magnitude", "n": 1},
         {"method": "n:m", "n": 4, "m": 4},
         {"method": "magnitude", "sparsity": 1.0},
         {"method": "structured", "odd": 1},

@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from lockgate.core.events import Relation
 from lockgate.derive.api import Step
 from lockgate.derive.steps.convert import Cast, ConvertGguf, ConvertOnnx
-from lockgate.derive.steps.merge import Merge
-from lockgate.derive.steps.merging.lora import MergeLora
+from lockgate.derive.steps.merge import Merge, MergeLora
 from lockgate.derive.steps.prune import Prune
 from lockgate.derive.steps.quantize import Quantize
 from lockgate.derive.steps.shard import Shard
@@ -78,6 +77,13 @@ def test_large_tensors_in_parts_give_the_same_bytes(
     monkeypatch.setattr(f"lockgate.derive.steps.{where}", small)
     assert digest(run(step, {"base": MODELS / "chat-v1"}, **asked)) == whole
     assert calls
+
+
+def test_defaults_may_be_spelled_out() -> None:
+    """A recipe that says everything is the same recipe."""
+    for step, asked in ((Merge(), {"method": "slerp"}), (Quantize(), {"kind": "onnx-int8"})):
+        made = step.parameters(**asked)
+        assert step.parameters(**made.model_dump(mode="json")) == made
 
 
 @pytest.mark.parametrize("step", [Cast(), Merge(), Prune(), Quantize(), ConvertGguf()])

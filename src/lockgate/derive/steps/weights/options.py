@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -25,16 +25,21 @@ KeepOthers = Annotated[
 
 
 def refuse_unused(given: BaseModel, choice: str, uses: Mapping[str, frozenset[str]]) -> None:
-    """Raises ValueError for parameters that were given but that the method chosen has no use for.
+    """Raises ValueError for parameters that are set but that the method chosen has no use for.
 
     `choice` is the field that chooses; `uses` says which fields each of its values reads. Fields
-    that none names are read by all.
+    that none names are read by all. Set is what is not the default: recipes may spell defaults out.
     """
     chosen = str(getattr(given, choice))
     special = frozenset().union(*uses.values())
-    odd = sorted((given.model_fields_set & special) - uses[chosen])
-    if odd:
+    if odd := changed(given, special - uses[chosen]):
         raise ValueError(f"{choice} {chosen} has no use for {', '.join(odd)}")
+
+
+def changed(given: BaseModel, fields: Iterable[str]) -> list[str]:
+    """Returns those of `fields` that are not their defaults, by name."""
+    known = type(given).model_fields
+    return sorted(name for name in fields if getattr(given, name) != known[name].default)
 
 
 class Progress:
