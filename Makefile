@@ -6,7 +6,7 @@ DEV := $(VENV)/dev
 DEMO := $(VENV)/demo
 BENCH := $(VENV)/bench
 OUT ?= .demo
-EXTRAS := $(if $(filter all,$(LOCKGATE_REQUIRE)),dev derive,dev)
+EXTRAS := $(if $(filter all,$(LOCKGATE_REQUIRE)),dev derive examples,dev)
 
 .PHONY: demo test test-s3 lint bench bench-store bench-judge models sanitize fuzz clean
 
@@ -24,8 +24,8 @@ test-s3: $(DEV)/ready
 	$(DEV)/bin/python -m pytest -m s3 tests/contract
 
 lint: $(DEV)/ready
-	$(DEV)/bin/ruff check src tests scripts
-	$(DEV)/bin/ruff format --check src tests scripts
+	$(DEV)/bin/ruff check src tests scripts examples
+	$(DEV)/bin/ruff format --check src tests scripts examples
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
 
@@ -55,6 +55,13 @@ $(BENCH)/ready: pyproject.toml scripts/environment.sh $(wildcard src/lockgate/st
 	then apt-get update -qq; \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq restic borgbackup git-lfs zstd >/dev/null; fi
 	touch $@
+
+# An example, from nothing to a promoted version: make example-credit, make example-language.
+example-%: $(VENV)/examples/ready
+	$(VENV)/examples/bin/python examples/$*/case.py
+
+$(VENV)/examples/ready: pyproject.toml scripts/environment.sh $(shell find src -name '*.py' -o -name '*.sql' -o -name '*.[ch]')
+	sh scripts/environment.sh $(PYTHON) $(VENV)/examples derive examples
 
 # Trains the demo's models anew (about five minutes; the result is committed).
 models:

@@ -200,7 +200,7 @@ def _level(signal: Signal) -> float | None:
 def _told(numbers: _Numbers, signal: Signal) -> str:
     unit = f" {signal.unit}" if signal.unit else ""
     if numbers.value is None:
-        return "no request of the candidate yet"
+        return "the candidate has no answer that can be measured"
     words = f"{numbers.value:.4g}{unit}"
     if numbers.baseline is not None:
         words += f" against {numbers.baseline:.4g}{unit}"

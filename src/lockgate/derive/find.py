@@ -16,7 +16,11 @@ from lockgate.derive.api import Step
 GROUP = "lockgate.steps"
 _OWN = {
     "command": "lockgate.derive.steps.command:Command",
+    "cast": "lockgate.derive.steps.convert:Cast",
+    "convert-gguf": "lockgate.derive.steps.convert:ConvertGguf",
+    "convert-onnx": "lockgate.derive.steps.convert:ConvertOnnx",
     "merge": "lockgate.derive.steps.merge:Merge",
+    "merge-lora": "lockgate.derive.steps.merge:MergeLora",
     "prune": "lockgate.derive.steps.prune:Prune",
     "quantize": "lockgate.derive.steps.quantize:Quantize",
     "shard": "lockgate.derive.steps.shard:Shard",
