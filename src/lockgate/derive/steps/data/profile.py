@@ -1,0 +1,120 @@
+"""A profile of rows, made while they pass: what is in each column."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lockgate.derive.steps.data.reading.convert import as_text
+from lockgate.derive.steps.data.sketch import Distinct, Moments, Sample
+
+FORMAT = "lockgate/profile@1"
+FILE = "profile.json"
+_SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_TOP = 10
+_CLIP = 200
+
+
+class Profile:
+    """The columns of one table. `exact`: so many different values a column are counted exactly."""
+
+    def __init__(self, schema: Any, seed: int, exact: int = 10_000) -> None:
+        self._columns = {
+            field.name: _Column(field.type, np.random.default_rng([seed, place]), exact)
+            for place, field in enumerate(schema)
+        }
+        self._rows = 0
+
+    def add(self, table: Any) -> None:
+        """Looks at the next rows."""
+        self._rows += table.num_rows
+        for name, column in self._columns.items():
+            column.add(table.column(name))
+
+    def body(self) -> dict[str, Any]:
+        """Returns the profile as a JSON value."""
+        columns = {name: column.body() for name, column in self._columns.items()}
+        return {"format": FORMAT, "rows": self._rows, "columns": columns}
+
+    def write(self, folder: Path) -> None:
+        """Writes `profile.json`."""
+        text = json.dumps(self.body(), indent=1, ensure_ascii=False, allow_nan=False)
+        (folder / FILE).write_text(text + "\n", "utf-8")
+
+
+class _Column:
+    def __init__(self, kind: Any, rng: np.random.Generator, exact: int) -> None:
+        import pyarrow.types as pt
+
+        self._kind = kind
+        self._numeric = pt.is_integer(kind) or pt.is_floating(kind)
+        self._floating = pt.is_floating(kind)
+        self._count = self._nulls = self._nonfinite = 0
+        self._low: Any = None
+        self._high: Any = None
+        self._moments, self._sample = Moments(), Sample(rng)
+        self._distinct = Distinct(exact)
+
+    def add(self, column: Any) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        self._count += len(column)
+        self._nulls += column.null_count
+        values = column.drop_null()
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        if not len(values):
+            return
+        counted = values.value_counts()
+        self._distinct.add(counted.field("values"), counted.field("counts"))
+        if self._floating:
+            finite = pc.is_finite(values)
+            self._nonfinite += len(values) - pc.sum(finite).as_py()
+            values = values.filter(finite)
+        span = pc.min_max(values).as_py()
+        if span["min"] is not None:
+            self._low = span["min"] if self._low is None else min(self._low, span["min"])
+            self._high = span["max"] if self._high is None else max(self._high, span["max"])
+        if self._numeric:
+            floats = values.to_numpy(zero_copy_only=False).astype(np.float64)
+            self._moments.add(floats)
+            self._sample.add(floats)
+
+    def body(self) -> dict[str, Any]:
+        distinct = self._distinct
+        found: dict[str, Any] = {
+            "type": type_name(self._kind), "count": self._count, "nulls": self._nulls,
+            "distinct": distinct.number(), "distinct_is": "exact" if distinct.exact else "estimate",
+            "min": _json(self._low), "max": _json(self._high),
+        }  # fmt: skip
+        if self._floating:
+            found["nonfinite"] = self._nonfinite
+        if self._numeric:
+            found["mean"] = _json(self._moments.mean if self._moments.n else None)
+            found["std"] = _json(self._moments.std)
+            quantiles = self._sample.quantiles(_SHARES)
+            found["quantiles"] = {
+                f"{s:g}": _json(q) for s, q in zip(_SHARES, quantiles, strict=False)
+            }
+            whole = self._sample.seen <= len(self._sample.values)
+            found["quantiles_are"] = "exact" if whole else f"of {len(self._sample.values)} values"
+        found["top"] = [[_json(v), c] for v, c in distinct.top(_TOP).items()]
+        found["top_is"] = "exact" if distinct.exact else f"too low by at most {distinct.lost}"
+        return found
+
+
+def type_name(kind: Any) -> str:
+    """Returns the name of a column's Arrow type, as it is declared."""
+    names = {"double": "float64", "date32[day]": "date", "timestamp[us, tz=UTC]": "timestamp"}
+    return names.get(str(kind), str(kind))
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value[:_CLIP] if isinstance(value, str) else as_text(value)

@@ -1,0 +1,1 @@
+"""Raw files → chunks of rows, each mistake with its row and column."""

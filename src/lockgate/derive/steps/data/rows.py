@@ -1,0 +1,121 @@
+"""The file `rows.parquet`: written in row groups of bounded size, read again batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lockgate.core.errors import UsageError
+
+FILE = "rows.parquet"
+GROUP_ROWS = 1 << 17
+GROUP_BYTES = 1 << 25
+_BATCH = 1 << 15
+_LEVEL = 3
+
+
+class RowsWriter:
+    """Writes tables of one schema as Parquet with Zstandard; the same rows give the same bytes.
+
+    A row group has at most 131,072 rows and about 32 MiB in memory.
+    """
+
+    def __init__(self, path: Path, schema: Any) -> None:
+        import pyarrow.parquet as pq
+
+        self._writer = pq.ParquetWriter(
+            path, schema, compression="zstd", compression_level=_LEVEL, version="2.6",
+            dictionary_pagesize_limit=1 << 20, store_schema=True,
+        )  # fmt: skip
+        self._waiting: list[Any] = []
+        self._rows = self._bytes = 0
+        self.rows = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def write(self, table: Any) -> None:
+        """Adds rows."""
+        for begin in range(0, table.num_rows, GROUP_ROWS):
+            part = table.slice(begin, GROUP_ROWS)
+            if self._rows + part.num_rows > GROUP_ROWS or self._bytes > GROUP_BYTES:
+                self._flush()
+            self._waiting.append(part)
+            self._rows += part.num_rows
+            self._bytes += part.nbytes
+            self.rows += part.num_rows
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=GROUP_ROWS)
+        self._waiting, self._rows, self._bytes = [], 0, 0
+
+
+def rows_files(folder: Path) -> list[Path]:
+    """Returns the Parquet files of a dataset's folder; raises UsageError when there is none."""
+    found = sorted(folder.glob("*.parquet"))
+    if not found:
+        raise UsageError(f"{folder.name} has no *.parquet", hint="make it with the step ingest")
+    return found
+
+
+def read_schema(folder: Path) -> Any:
+    """Returns the Arrow schema that all Parquet files of a folder have; raises UsageError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schemas = []
+    for path in rows_files(folder):
+        try:
+            schemas.append(pq.read_schema(path).remove_metadata())
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"{path.name} is no sound Parquet file: {error}") from error
+        if schemas[-1] != schemas[0]:
+            raise UsageError(
+                f"{path.name} has other columns than the files before it",
+                hint="bring them into one form with the step ingest",
+            )
+    return schemas[0]
+
+
+def read_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """Yields a folder's rows as tables of at most 32,768 rows; raises UsageError for broken ones.
+
+    `columns`: only those. A table has no metadata.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    read_schema(folder)
+    for path in rows_files(folder):
+        try:
+            with pq.ParquetFile(path) as file:
+                batches = file.iter_batches(
+                    batch_size=_BATCH, columns=columns and list(columns), use_threads=False
+                )
+                for batch in batches:
+                    yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"{path.name} is no sound Parquet file: {error}") from error
+
+
+def check_columns(schema: Any, names: Sequence[str], what: str) -> None:
+    """Raises UsageError when a column that `what` names is not there."""
+    missing = [name for name in names if name not in schema.names]
+    if missing:
+        raise UsageError(
+            f"{what} names the column {missing[0]!r}, which is not there",
+            hint=f"there are: {', '.join(schema.names[:50])}",
+        )
