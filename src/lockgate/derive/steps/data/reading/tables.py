@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -110,9 +111,8 @@ class _CsvReader:
         if names is None:
             names, block = self._cut_header(block)
         self._header = check_names(self._name, names)
-        while block is not None:
-            yield self._quickly(block) or self._slowly(block)
-            block = next(self._blocks, None)
+        for part in itertools.chain([block], self._blocks):
+            yield self._quickly(part) or self._slowly(part)
 
     def _cut_header(self, block: bytes) -> tuple[list[str], bytes]:
         """Returns the names, and the block without them."""
