@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import httpx2
 
+_HELD = 12
+
 
 class Site:
     """A server in `folder`; use as a context manager. Everything it prints goes to `serve.log`."""
@@ -58,6 +60,15 @@ class Site:
         if done.returncode not in codes:
             raise SystemExit(f"exit code {done.returncode}, expected {codes}")
         return done.returncode
+
+    def release(self, spec: str, *, codes: Sequence[int] = (0,)) -> int:
+        """Releases by a spec, and watches to the end: a hold for want of requests is waited out."""
+        code = self.run("release", spec, "--watch", codes=(*codes, _HELD))
+        while code == _HELD:
+            time.sleep(1)
+            newest = self.json("releases")[0]["id"]
+            code = self.run("watch", newest, codes=(*codes, _HELD))
+        return code
 
     def json(self, *arguments: str, codes: Sequence[int] = (0,)) -> Any:
         """Runs `lockgate … --json`; returns the value."""

@@ -47,7 +47,7 @@ def tell(site: Site, *, small: bool) -> list[list[str]]:
         site.run("derive", "pipeline.yaml", "--plan-only")
         site.run("derive", "pipeline.yaml")  # searches, and asks the gates
         best = f"v{site.json('show', MODEL, 'candidate')['number']}"
-        site.run("release", "release.yaml", "--watch")
+        site.release("release.yaml")
         rows.append([best, "found by the search", auc(site, best), "passed", "promoted"])
 
         worse = made(site, "settings={trees: 60, wrong_labels: 0.4}")
@@ -59,7 +59,7 @@ def tell(site: Site, *, small: bool) -> list[list[str]]:
                  "--baseline", f"{MODEL}:{other}")  # fmt: skip
         spec = (site.folder / "release.yaml").read_text().replace("candidate", other)
         (site.folder / "release-without-age.yaml").write_text(spec)
-        code = site.run("release", "release-without-age.yaml", "--watch", codes=(11,))
+        code = site.release("release-without-age.yaml", codes=(11,))
         rows.append([other, "expects nine numbers", "", "passed", f"rolled back ({code})"])
     site.run("lineage", MODEL, best)
     site.run("admit", MODEL, best, "--card", "card.md")

@@ -233,7 +233,7 @@ def yield_data(data: bytes) -> None:
 
 def kernels_here() -> Iterator[Kernel]:
     """Yields every kernel of this machine."""
-    for name in ("scalar", "avx2", "avx512", "numpy"):
+    for name in ("scalar", "avx2", "avx512", "avx512-gather", "numpy"):
         try:
             yield named_kernel(name)
         except UsageError:
