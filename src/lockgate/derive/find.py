@@ -19,6 +19,7 @@ _OWN = {
     "cast": "lockgate.derive.steps.convert:Cast",
     "convert-gguf": "lockgate.derive.steps.convert:ConvertGguf",
     "convert-onnx": "lockgate.derive.steps.convert:ConvertOnnx",
+    "distil": "lockgate.derive.steps.distil:Distil",
     "merge": "lockgate.derive.steps.merge:Merge",
     "merge-lora": "lockgate.derive.steps.merge:MergeLora",
     "prune": "lockgate.derive.steps.prune:Prune",
