@@ -83,6 +83,20 @@ def test_several_files_and_packed_ones_are_one_table(room: Room) -> None:
     assert len(rows_of(room.run(INGEST, files=["a.*", "b.*"]))) == 2
 
 
+def test_a_name_that_a_later_json_file_lacks_is_null(room: Room) -> None:
+    room.file("a.jsonl", '{"x": 1, "y": "a"}\n')
+    room.file("b.jsonl", '{"x": 2}\n')
+    assert rows_of(room.run(INGEST))[1] == {"x": 2, "y": None}
+    room.file("c.jsonl", '{"z": 2}\n')
+    assert "c.jsonl has other columns than the file before: 'z'" in refused(room)
+
+
+def test_types_are_inferred_from_the_first_file_with_rows(room: Room) -> None:
+    room.file("a.csv", "x\n")
+    room.file("b.csv", "x\n5\n")
+    assert rows_of(room.run(INGEST)) == [{"x": 5}]
+
+
 def test_parquet_goes_in_and_comes_out(room: Room) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -328,7 +342,7 @@ def test_the_same_recipe_gives_the_same_bytes(room: Room) -> None:
     one = make_recipe(INGEST, {"query": "select 1"}, (), seed=1, threads=1)
     other = make_recipe(INGEST, {"query": "select 2"}, (), seed=1, threads=1)
     assert one.digest != other.digest
-    assert one.libraries.keys() == {"numpy", "pyarrow"}
+    assert one.libraries.keys() == {"numpy", "pyarrow", "xxhash"}
     assert code_digest(INGEST) == code_digest(Ingest())
 
 

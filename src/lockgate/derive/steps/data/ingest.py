@@ -94,7 +94,7 @@ class Ingest:
     summary = "Read CSV, JSON lines, Parquet or a SQLite query into typed rows with a profile."
     inputs: tuple[Input, ...] = (Input(name="source", relation="derived-from", required=False),)
     parameters: type[IngestParameters] = IngestParameters
-    libraries: tuple[str, ...] = ("pyarrow", "numpy")
+    libraries: tuple[str, ...] = ("pyarrow", "numpy", "xxhash")
     deterministic = True
 
     def run(self, work: Work) -> Metrics:
@@ -175,7 +175,9 @@ class _Ingesting:
     def read(self, source: Source) -> None:
         """Reads one file."""
         self._work.log(f"reading {source.name}")
-        for chunk in _chunks(source, self._asked):
+        for chunk in _chunks(source, self._asked, tuple(self._types)):
+            if not len(chunk.numbers) and not chunk.rejects:
+                continue
             if self._schema is None:
                 self._learn(chunk)
             self._same_names(chunk)
@@ -281,11 +283,12 @@ def _hint(first: Reject, asked: IngestParameters) -> str:
     return "mend the source, or on_bad: skip with skip_at_most"
 
 
-def _chunks(source: Source, asked: IngestParameters) -> Iterator[Chunk]:
+def _chunks(source: Source, asked: IngestParameters, known: tuple[str, ...]) -> Iterator[Chunk]:
+    """Yields a file's rows; `known`: the columns of the files before it."""
     if source.kind == "csv":
         return csv_chunks(source, asked.delimiter, asked.names or None)
     if source.kind == "jsonl":
-        return json_chunks(source, tuple(asked.columns))
+        return json_chunks(source, known or tuple(asked.columns))
     if source.kind == "parquet":
         return parquet_chunks(source)
     if asked.query is None:
