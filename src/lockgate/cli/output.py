@@ -116,7 +116,7 @@ class Output:
             TextColumn("{task.fields[files]}"),
         )
         with Progress(*columns, console=self._err, disable=not self.live, transient=True) as bar:
-            task = bar.add_task("", total=None, files="")
+            task = bar.add_task("", total=None, files="", visible=False)
 
             def report(far: Far) -> None:
                 bar.update(
@@ -125,6 +125,7 @@ class Output:
                     total=far.total_bytes,
                     completed=far.done_bytes,
                     files=f"{far.done_files}/{far.total_files} files",
+                    visible=True,
                 )
 
             yield report

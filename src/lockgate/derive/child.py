@@ -101,7 +101,8 @@ class Teller:
     def report(self, advance: Advance) -> None:
         """Says how far the step is."""
         now = time.monotonic()
-        if now - self._last < _EVERY_S and advance.metrics is None:
+        often = now - self._last < _EVERY_S and advance.metrics is None
+        if often and advance.done != advance.total:
             return
         self._last = now
         self._write({"done": advance.done, "total": advance.total, "unit": advance.unit,
