@@ -54,15 +54,22 @@ def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[t
 
         first = 1
         try:
-            for batch in file.iter_batches(
-                batch_size=_BATCH, columns=columns and list(columns), use_threads=False
-            ):
+            for batch in _batches(file, columns):
                 yield first, batch
                 first += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise UsageError(
                 f"{path.name} is broken after row {first - 1}: {error}", hint="make it again"
             ) from error
+
+
+def _batches(file: Any, columns: Sequence[str] | None) -> Iterator[Any]:
+    """Yields batches that lie in one row group: the step ingest bounds its bytes."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(
+            batch_size=_BATCH, row_groups=[group], columns=columns and list(columns),
+            use_threads=False,
+        )  # fmt: skip
 
 
 def sample(path: Path, columns: Sequence[str], size: int, seed: int) -> Any:

@@ -118,6 +118,26 @@ def test_parquet_goes_in_and_comes_out(room: Room) -> None:
     assert "no sound Parquet" in refused(room)
 
 
+def test_texts_of_a_dictionary_do_not_fill_the_memory(room: Room) -> None:
+    import pyarrow as pa
+
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), ["y" * 100_000])
+    out = _parquet(room, pa.table({"s": texts})).run(INGEST)
+    assert room.metrics["rows"] == 3000
+    column = profile_of(out)["columns"]["s"]
+    assert (column["distinct"], column["top"][0][1]) == (1, 3000)
+    assert len(column["top"][0][0]) <= 200
+
+
+def test_many_columns_share_the_room_of_a_profile(room: Room) -> None:
+    header = ",".join(f"c{n}" for n in range(640))
+    rows = "".join(",".join(str(n * k) for n in range(640)) + "\n" for k in range(300))
+    room.file("a.csv", f"{header}\n{rows}")
+    column = profile_of(room.run(INGEST, distinct_exact=1000))["columns"]["c9"]
+    assert column["distinct"] == pytest.approx(300, rel=0.2)
+    assert column["distinct_is"] == "estimate, standard error 5.0%"
+
+
 def _parquet(room: Room, table: Any) -> Room:
     import pyarrow.parquet as pq
 
@@ -324,7 +344,7 @@ def test_the_profile_says_what_is_in_the_columns(room: Room) -> None:
     assert profile["rows"] == 20_000
     assert (n["type"], n["min"], n["max"], n["mean"]) == ("int64", 0, 19_999, 9999.5)
     assert n["std"] == pytest.approx(math.sqrt(20_000 * 20_001 / 12))
-    assert n["distinct_is"] == "estimate"
+    assert n["distinct_is"] == "estimate, standard error 1.6%"
     assert n["distinct"] == pytest.approx(20_000, rel=0.07)
     assert n["quantiles"]["0.5"] == pytest.approx(10_000, rel=0.05)
     assert n["quantiles_are"] == "of 8192 values"

@@ -55,7 +55,7 @@ class IngestParameters(BaseModel):
     query_seconds: Annotated[float, Field(gt=0)] = 600.0
     columns: dict[str, ColumnType] = Field(
         default_factory=dict,
-        description="types by name; others are inferred from the first 2 MiB, then enforced",
+        description="types by name; others are inferred from the first 1 MiB, then enforced",
     )
     delimiter: Annotated[str, Field(min_length=1, max_length=1, pattern=r'[^\n\r"]')] = ","
     names: tuple[str, ...] = Field(default=(), description="of a CSV file without a header")

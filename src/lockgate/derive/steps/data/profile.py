@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lockgate.derive.steps.data.reading.convert import as_text
-from lockgate.derive.steps.data.sketch import Distinct, Moments, Sample
+from lockgate.derive.steps.data.sketch import SAMPLE, SMALLEST, Distinct, Moments, Sample
 
 FORMAT = "lockgate/profile@1"
 FILE = "profile.json"
@@ -20,11 +20,15 @@ _CLIP = 200
 
 
 class Profile:
-    """The columns of one table. `exact`: so many different values a column are counted exactly."""
+    """The columns of one table. `exact`: so many different values a column are counted exactly.
+
+    With more than 64 columns each has less room, so that all have the same together.
+    """
 
     def __init__(self, schema: Any, seed: int, exact: int = 10_000) -> None:
+        room = 64 / max(64, len(schema))
         self._columns = {
-            field.name: _Column(field.type, np.random.default_rng([seed, place]), exact)
+            field.name: _Column(field.type, np.random.default_rng([seed, place]), exact, room)
             for place, field in enumerate(schema)
         }
         self._rows = 0
@@ -47,7 +51,7 @@ class Profile:
 
 
 class _Column:
-    def __init__(self, kind: Any, rng: np.random.Generator, exact: int) -> None:
+    def __init__(self, kind: Any, rng: np.random.Generator, exact: int, room: float) -> None:
         import pyarrow.types as pt
 
         self._kind = kind
@@ -56,8 +60,11 @@ class _Column:
         self._count = self._nulls = self._nonfinite = 0
         self._low: Any = None
         self._high: Any = None
-        self._moments, self._sample = Moments(), Sample(rng)
-        self._distinct = Distinct(exact)
+        self._moments = Moments()
+        self._sample = Sample(rng, max(256, int(SAMPLE * room)))
+        self._distinct = Distinct(
+            max(50, int(exact * room)), max(50, int(1000 * room)), max(256, int(SMALLEST * room))
+        )
 
     def add(self, column: Any) -> None:
         import pyarrow as pa
@@ -71,7 +78,7 @@ class _Column:
         if not len(values):
             return
         counted = values.value_counts()
-        self._distinct.add(counted.field("values"), counted.field("counts"))
+        self._distinct.add(_short(counted.field("values")), counted.field("counts"))
         if self._floating:
             finite = pc.is_finite(values)
             self._nonfinite += len(values) - pc.sum(finite).as_py()
@@ -85,11 +92,16 @@ class _Column:
             self._moments.add(floats)
             self._sample.add(floats)
 
+    def _exactness(self) -> str:
+        if self._distinct.exact:
+            return "exact"
+        return f"estimate, standard error {self._distinct.error:.1%}"
+
     def body(self) -> dict[str, Any]:
         distinct = self._distinct
         found: dict[str, Any] = {
             "type": type_name(self._kind), "count": self._count, "nulls": self._nulls,
-            "distinct": distinct.number(), "distinct_is": "exact" if distinct.exact else "estimate",
+            "distinct": distinct.number(), "distinct_is": self._exactness(),
             "min": _json(self._low), "max": _json(self._high),
         }  # fmt: skip
         if self._floating:
@@ -106,6 +118,22 @@ class _Column:
         found["top"] = [[_json(v), c] for v, c in distinct.top(_TOP).items()]
         found["top_is"] = "exact" if distinct.exact else f"too low by at most {distinct.lost}"
         return found
+
+
+def _short(values: Any) -> Any:
+    """Returns different texts with long ones cut, and told apart by a hash: they are held."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import xxhash
+
+    if values.type != pa.string() or (pc.max(pc.binary_length(values)).as_py() or 0) <= 4 * _CLIP:
+        return values
+    texts = values.to_pylist()
+    short = (
+        t if len(t) <= _CLIP else f"{t[:_CLIP]}… {xxhash.xxh3_64_hexdigest(t.encode())}"
+        for t in texts
+    )
+    return pa.array(list(short), pa.string())
 
 
 def type_name(kind: Any) -> str:

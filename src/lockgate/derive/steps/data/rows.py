@@ -102,13 +102,19 @@ def read_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[An
     for path in rows_files(folder):
         try:
             with pq.ParquetFile(path) as file:
-                batches = file.iter_batches(
-                    batch_size=_BATCH, columns=columns and list(columns), use_threads=False
-                )
-                for batch in batches:
+                for batch in _batches(file, columns):
                     yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"{path.name} is no sound Parquet file: {error}") from error
+
+
+def _batches(file: Any, columns: Sequence[str] | None) -> Iterator[Any]:
+    """Yields batches that lie in one row group, whose bytes are bounded."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(
+            batch_size=_BATCH, row_groups=[group], columns=columns and list(columns),
+            use_threads=False,
+        )  # fmt: skip
 
 
 def check_columns(schema: Any, names: Sequence[str], what: str) -> None:

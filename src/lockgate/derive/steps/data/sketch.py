@@ -82,14 +82,16 @@ class Distinct:
     """How many different values: exact while there are few, then estimated from hashes.
 
     The estimate is (k - 1) / (k-th smallest hash as a share), Bar-Yossef et al. 2002; its relative
-    standard error is about 1/sqrt(k - 2), 1.6 % for k = 4096. Counts of the most frequent values
-    are exact as long as the number is; then they are those of Misra and Gries 1982 (merged as in
+    standard error (`error`) is about 1/sqrt(k - 2), 1.6 % for k = 4096. Counts of the most frequent
+    values are exact as long as the number is; then they are those of Misra and Gries 1982 (merged as in
     Agarwal et al. 2012), too low by at most rows / (`frequent` + 1).
     """
 
-    def __init__(self, bound: int, frequent: int = 1000) -> None:
+    def __init__(self, bound: int, frequent: int = 1000, smallest: int = SMALLEST) -> None:
         self._bound = bound
         self._frequent = frequent
+        self._size = smallest
+        self.error = 1 / math.sqrt(smallest - 2)
         self._counts: dict[Any, int] = {}
         self._smallest: Hashes | None = None
         self.lost = 0
@@ -106,7 +108,7 @@ class Distinct:
             if new + len(self._counts) > self._bound:
                 self._leave_exact(values.type)
         if self._smallest is not None:
-            self._smallest = _smallest(self._smallest, hash_array(values))
+            self._smallest = _smallest(self._smallest, hash_array(values), self._size)
             values, counts = self._frequent_of(values, counts.to_numpy(zero_copy_only=False))
         else:
             counts = counts.to_pylist()
@@ -119,7 +121,7 @@ class Distinct:
         import pyarrow as pa
 
         seen = pa.array(list(self._counts), kind)
-        self._smallest = _smallest(np.empty(0, np.uint64), hash_array(seen))
+        self._smallest = _smallest(np.empty(0, np.uint64), hash_array(seen), self._size)
         self._prune()
 
     def _frequent_of(self, values: Any, counts: Any) -> tuple[Any, Any]:
@@ -144,7 +146,7 @@ class Distinct:
         if self._smallest is None:
             return len(self._counts)
         k = len(self._smallest)
-        if k < SMALLEST:
+        if k < self._size:
             return k
         return round((k - 1) / (float(self._smallest[-1]) / 2.0**64))
 
@@ -154,10 +156,10 @@ class Distinct:
         return dict(order[:size])
 
 
-def _smallest(kept: Hashes, more: Hashes) -> Hashes:
-    if len(kept) == SMALLEST:
+def _smallest(kept: Hashes, more: Hashes, size: int) -> Hashes:
+    if len(kept) == size:
         more = more[more < kept[-1]]
-    return np.unique(np.concatenate([kept, more]))[:SMALLEST]
+    return np.unique(np.concatenate([kept, more]))[:size]
 
 
 def mix(hashes: Hashes) -> Hashes:

@@ -15,7 +15,7 @@ from typing import IO, Literal
 from lockgate.core.errors import UsageError
 
 Kind = Literal["csv", "jsonl", "parquet", "sqlite"]
-BLOCK = 1 << 21
+BLOCK = 1 << 20
 _FREE = 1 << 24  # so much may come out of any archive, however small it is
 _MEMBERS = 10_000
 _KINDS: dict[str, Kind] = {
@@ -166,7 +166,7 @@ def _refuse_member(name: str, info: zipfile.ZipInfo) -> None:
 
 
 def blocks(source: Source, longest: int) -> Iterator[bytes]:
-    """Yields the bytes of a file in blocks of about 2 MiB that end with a line's end.
+    """Yields the bytes of a file in blocks of about 1 MiB that end with a line's end.
 
     `longest`: bytes that one line may have. Raises UsageError, with the line, above that.
     """

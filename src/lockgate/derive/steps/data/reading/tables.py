@@ -16,6 +16,7 @@ from lockgate.derive.steps.data.reading.files import Source, blocks
 LONGEST_LINE = 1 << 24
 _MOST_COLUMNS = 10_000
 _GROUP_BYTES = 1 << 30
+_TEXT_BYTES = 1 << 24
 _BATCH_ROWS = 1 << 15
 _HELD_BLOCKS = 9  # a record that goes on for more blocks than this has no end
 
@@ -320,8 +321,11 @@ def parquet_chunks(source: Source) -> Iterator[Chunk]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(source.path) as file:
-            names = check_names(source.name, file.schema_arrow.names)
+        with pq.ParquetFile(source.path) as plain:
+            names = check_names(source.name, plain.schema_arrow.names)
+            texts = [field.name for field in plain.schema_arrow if field.type == pa.string()]
+        with pq.ParquetFile(source.path, read_dictionary=texts) as file:
+            first = 1
             for group in range(file.metadata.num_row_groups):
                 size = file.metadata.row_group(group).total_byte_size
                 if size > _GROUP_BYTES:
@@ -329,13 +333,35 @@ def parquet_chunks(source: Source) -> Iterator[Chunk]:
                         f"{source.name}, row group {group} unpacks to {size} bytes, at most "
                         f"{_GROUP_BYTES} are read at once", hint="write it in smaller row groups",
                     )  # fmt: skip
-            first = 1
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
-                columns = dict(zip(names, batch.columns, strict=True))
-                numbers = range(first, first + batch.num_rows)
-                first += batch.num_rows
-                yield Chunk(source=source.name, form="arrow", numbers=numbers, columns=columns)
+                for batch in file.iter_batches(
+                    batch_size=_BATCH_ROWS, row_groups=[group], use_threads=False
+                ):
+                    for part in _in_parts(batch):
+                        columns = dict(zip(names, part.columns, strict=True))
+                        numbers = range(first, first + part.num_rows)
+                        first += part.num_rows
+                        yield Chunk(
+                            source=source.name, form="arrow", numbers=numbers, columns=columns
+                        )
     except (pa.ArrowException, OSError) as error:
         raise UsageError(
             f"{source.name} is no sound Parquet file: {error}", hint="make it again"
         ) from error
+
+
+def _in_parts(batch: Any) -> Iterator[Any]:
+    """Yields a batch, halved until its texts are few bytes: a dictionary may be a bomb."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    size = 0
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type) and pa.types.is_string(column.type.value_type):
+            lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
+            size += pc.sum(pc.cast(lengths, pa.int64())).as_py() or 0
+    if size <= _TEXT_BYTES or batch.num_rows < 2:
+        yield batch
+        return
+    half = batch.num_rows // 2
+    yield from _in_parts(batch.slice(0, half))
+    yield from _in_parts(batch.slice(half))
