@@ -83,8 +83,8 @@ class Distinct:
 
     The estimate is (k - 1) / (k-th smallest hash as a share), Bar-Yossef et al. 2002; its relative
     standard error (`error`) is about 1/sqrt(k - 2), 1.6 % for k = 4096. Counts of the most frequent
-    values are exact as long as the number is; then they are those of Misra and Gries 1982 (merged as in
-    Agarwal et al. 2012), too low by at most rows / (`frequent` + 1).
+    values are exact as long as the number is; then they are those of Misra and Gries 1982 (merged
+    as in Agarwal et al. 2012), too low by at most rows / (`frequent` + 1).
     """
 
     def __init__(self, bound: int, frequent: int = 1000, smallest: int = SMALLEST) -> None:
