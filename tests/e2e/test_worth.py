@@ -139,3 +139,35 @@ def test_a_script_of_ones_own_is_a_step(site: Site) -> None:
     site.run("derive", "command", "--with", "script=count.py", "--to", "acme/counts",
              "--silent", "1s", code=14)  # fmt: skip
     assert len(site.json("models", "acme/counts")["versions"]) == 1
+
+
+def test_a_dataset_is_ingested_split_and_judged(site: Site) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    raw = site.folder / "raw"
+    raw.mkdir()
+    rows = [f"{n},{20 + n % 50},{'yes' if n % 3 else 'no'}" for n in range(600)]
+    (raw / "people.csv").write_text("\n".join(["id,age,member", *rows]) + "\n")
+    site.run("publish", str(raw), "acme/raw")
+    site.run("derive", "ingest", "--from", "source=acme/raw:v1", "--with",
+             "columns={id: int64, age: int64, member: string}", "--to", "acme/people")  # fmt: skip
+    made = site.json("derive", "split", "--from", "data=acme/people:v1", "--with", "by=[id]",
+                     "--to", "acme/people")  # fmt: skip
+    assert made["version"] == "v2"
+    expected = {"data": "acme/people:v1", "rows_at_least": 500,
+                "columns": {"age": {"type": "int64", "between": [20, 69]},
+                            "id": {"unique": True}}}  # fmt: skip
+    (site.folder / "data.yaml").write_text(json.dumps({"gates": [{"data": expected}]}))
+    assert site.json("admit", "acme/people", "v1", "--gates", "data.yaml")["outcome"] == "pass"
+    expected["columns"] = {"age": {"type": "int64", "between": [30, 69]}}
+    (site.folder / "data.yaml").write_text(json.dumps({"gates": [{"data": expected}]}))
+    refused = site.json("admit", "acme/people", "v1", "--gates", "data.yaml", code=10)
+    assert "age" in refused["gates"][0]["verdict"]["reason"]
+
+    (raw / "people.csv").write_text("id,age,member\n1,old,yes\n")
+    site.run("publish", str(raw), "acme/raw")
+    done = site.run("derive", "ingest", "--from", "source=acme/raw:v2", "--with",
+                    "columns={id: int64, age: int64, member: string}", "--to", "acme/people",
+                    code=2)  # fmt: skip
+    assert done == ""
+    assert "age" in site.said
+    assert "row 1" in site.said

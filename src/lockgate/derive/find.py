@@ -15,16 +15,19 @@ from lockgate.derive.api import Step
 
 GROUP = "lockgate.steps"
 _OWN = {
+    "clean": "lockgate.derive.steps.data.clean:Clean",
     "command": "lockgate.derive.steps.command:Command",
     "cast": "lockgate.derive.steps.convert:Cast",
     "convert-gguf": "lockgate.derive.steps.convert:ConvertGguf",
     "convert-onnx": "lockgate.derive.steps.convert:ConvertOnnx",
     "distil": "lockgate.derive.steps.distil:Distil",
+    "ingest": "lockgate.derive.steps.data.ingest:Ingest",
     "merge": "lockgate.derive.steps.merge:Merge",
     "merge-lora": "lockgate.derive.steps.merge:MergeLora",
     "prune": "lockgate.derive.steps.prune:Prune",
     "quantize": "lockgate.derive.steps.quantize:Quantize",
     "shard": "lockgate.derive.steps.shard:Shard",
+    "split": "lockgate.derive.steps.data.split:Split",
     "tune": "lockgate.derive.steps.tune:Tune",
 }
 

@@ -30,7 +30,7 @@ HINT = "docs/gates.md describes every gate"
 _OWN = {
     name: f"lockgate.gates.{name}:{name.capitalize()}"
     for name in (
-        "approval", "budget", "evaluation", "fairness", "harm", "performance", "privacy",
+        "approval", "budget", "data", "evaluation", "fairness", "harm", "performance", "privacy",
     )
 }  # fmt: skip
 _NEVER_REUSED = ("approval",)
