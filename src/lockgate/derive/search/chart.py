@@ -51,6 +51,8 @@ def _best_so_far(done: Sequence[Trial], way: str) -> Iterator[tuple[int, float]]
     best: float | None = None
     for trial in done:
         value = trial.values[0]
+        if best is not None:
+            yield trial.number, best  # as good as before until now: a stair, no slope
         better = best is None or (value < best if way == "minimize" else value > best)
         best = value if better else best
         if best is not None:
