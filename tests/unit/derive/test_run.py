@@ -213,7 +213,7 @@ def test_one_recipe_is_run_by_one_at_a_time(home: Home) -> None:
 
 
 def test_killed_in_the_middle_of_a_step_it_goes_on_there(tmp_path: Path) -> None:
-    text = TRAIN.replace("    (scratch / \"epochs.log\")", "    import time; time.sleep(0.15)\n"
+    text = TRAIN.replace("    (scratch / \"epochs.log\")", "    import time; time.sleep(0.7)\n"
                          "    (scratch / \"epochs.log\")")  # fmt: skip
     pid = os.fork()
     if not pid:
