@@ -53,6 +53,7 @@ def holds(frame: Frame, data: Buffer, fetch: Fetch, kernel: Kernel) -> bool:
             kind = _kind(frame.payload)
             _check_size(frame.size, kind)
             return kernel.planes_holds(frame.payload, data, kind)
+        _check_parts(frame)
         body, source, kind = _predicted(frame, source_of(frame, fetch), fetch, kernel)
         return kernel.delta_holds(body, source, data, kind)
     except ValueError as error:
@@ -81,12 +82,30 @@ def _decode(frame: Frame, fetch: Fetch, kernel: Kernel) -> Buffer:
         out = kernel.rooms.lend(frame.size)
         kernel.planes_decode(frame.payload, out, kind)
         return out
+    _check_parts(frame)
     source = source_of(frame, fetch)
     if frame.codec == DELTA:
         return _delta(frame, source, fetch, kernel)
     if frame.codec == COPY:
         return source
     return recipes.cast(source, frame.payload) if frame.codec == CAST else _quantized(frame, source)
+
+
+def _check_parts(frame: Frame) -> None:
+    """Raises ValueError, before any is taken, for parts that make more or fewer bytes than stated.
+
+    A few bytes may name one block millions of times.
+    """
+    if not frame.parts:
+        return
+    taken = sum(part.block * part.count for part in frame.parts)
+    made = taken
+    if frame.codec == CAST:
+        made = recipes.cast_bytes(taken, frame.payload)
+    elif frame.codec == QUANTIZE:
+        made = recipes.quantized_bytes(taken, frame.payload)
+    if made != frame.size:
+        raise ValueError(f"its parts make {made} bytes, not {frame.size}")
 
 
 def _quantized(frame: Frame, source: Buffer) -> bytes:

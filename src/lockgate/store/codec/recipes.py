@@ -64,6 +64,26 @@ def cast(source: Buffer, payload: Buffer) -> bytes:
     return narrow(widen(source, payload[0]), payload[1])
 
 
+def cast_bytes(taken: int, payload: Buffer) -> int:
+    """Returns how many bytes a cast makes of `taken` bytes; −1 for a payload that is none."""
+    if len(payload) != 2 or payload[0] not in FLOATS or payload[1] not in FLOATS:
+        return -1
+    return taken // WIDTHS[payload[0]] * WIDTHS[payload[1]]
+
+
+def quantized_bytes(taken: int, payload: Buffer) -> int:
+    """Returns how many bytes a quantization makes of `taken` bytes; −1 where it can't be one."""
+    if len(payload) != _QUANTIZE.size:
+        return -1
+    rule, kind, columns = _QUANTIZE.unpack(payload)
+    if kind not in FLOATS or not columns:
+        return -1
+    elements = taken // WIDTHS[kind]
+    made = {ROWS_INT8: elements, ROWS_SCALE: elements // columns * 4, Q8_0: elements // 32 * 34}
+    found: int = made.get(rule, -1)
+    return found
+
+
 def quantize(source: Buffer, payload: Buffer) -> bytes:
     """Returns `source` quantized as `payload` says (rule, kind, columns); raises IntegrityError."""
     if len(payload) != _QUANTIZE.size:

@@ -228,6 +228,16 @@ def test_many_small_blocks_take_little() -> None:
     assert found == b"".join(BASE[i : i + 2] for i in range(part.count))
 
 
+@pytest.mark.parametrize("kind", [COPY, CAST, QUANTIZE, DELTA])
+def test_parts_that_make_more_than_is_stated_are_not_taken(kind: int) -> None:
+    """Found by fuzzing: 130 bytes had 32 MiB gathered and cast before they were refused."""
+    payload = {CAST: bytes([5, 6]), QUANTIZE: struct.pack("<BBI", 1, 5, 2)}.get(kind, b"")
+    again = Part(dep=0, begin=1, block=2, stride=0, count=2**24)
+    frame = of(kind, 131_072, payload, (BASE_AT,), again)
+    with bounds(seconds=0.2, megabytes=2), pytest.raises(IntegrityError, match="its parts make"):
+        decode(frame, fetch, KERNEL)
+
+
 def test_the_most_that_a_few_bytes_may_ask_for() -> None:
     """Nine bytes of constant planes give 64 MiB: that takes a few times as much, no more."""
     frame = of(PLANES, MAX_SOURCE, b"\6" + b"\1\7" * 4)
