@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lockgate.cli.main import Context
+from lockgate.cli.versions import reference
 from lockgate.core.codec import from_json, to_json
 from lockgate.core.errors import NotFoundError, UsageError
 from lockgate.core.events import VersionJudged
@@ -57,10 +58,7 @@ def admit(
     """
     from lockgate.gates.admit import parse_gates, refusal
 
-    name, inline = split_reference(model)
-    chosen = version or inline
-    if chosen is None:
-        raise UsageError(f"which version of {name}?", hint=f"lockgate models {name} lists them")
+    name, chosen = reference(model, version)
     gates = parse_gates(_text(file))
     with ctx.client() as client:
         if approve is not None:
@@ -115,18 +113,11 @@ def _judge(
     ctx: Context, client: Client, gates: list[Chosen], subject: Subject, other: Subject | None,
     target: str, beside: Path, *, fresh: bool = False,
 ) -> Admission:  # fmt: skip
+    from lockgate.client.derived import record
     from lockgate.gates.admit import admit as recipe
 
-    def record(event: VersionJudged) -> None:
-        body = to_json(event)
-        path = f"/models/{event.model}/versions/{event.digest}/judged"
-        client.post(path, {k: v for k, v in body.items() if k not in _NAMED})
-
     with _asking(ctx, client, subject, other, target, beside) as asked:
-        return recipe(gates, asked, record, fresh=fresh)
-
-
-_NAMED = ("model", "number", "digest")
+        return recipe(gates, asked, lambda event: record(client, event), fresh=fresh)
 
 
 @contextmanager
@@ -188,11 +179,11 @@ def _files(client: Client, place: Workplace, beside: Path) -> Callable[[str], Pa
 
 
 def _approve(ctx: Context, client: Client, subject: Subject, target: str, reason: str) -> None:
+    from lockgate.client.derived import record
     from lockgate.gates.approval import approved
 
-    event = approved(subject, target, by=ctx.actor, reason=reason, now=client.clock())
-    body = {k: v for k, v in to_json(event).items() if k not in _NAMED}
-    client.post(f"/models/{subject.model}/versions/{subject.digest}/judged", body)
+    now = client.clock()
+    record(client, approved(subject, target, by=ctx.actor, reason=reason, now=now))
 
 
 def admitting(ctx: Context, client: Client, beside: Path) -> Callable[[Gated], None]:

@@ -11,6 +11,7 @@ import click
 import yaml
 
 from lockgate.cli.main import Context
+from lockgate.cli.versions import reference
 from lockgate.core.digests import short
 from lockgate.core.errors import UsageError
 from lockgate.core.names import check_alias, check_model, split_reference
@@ -292,10 +293,7 @@ def rerun(ctx: Context, /, model: str, version: str | None, **limits: str | None
     """Run the recipe of a VERSION of MODEL again, and compare every byte."""
     from lockgate.derive.again import reproduce
 
-    name, inline = split_reference(model)
-    chosen = version or inline
-    if chosen is None:
-        raise UsageError(f"which version of {name}?", hint=f"lockgate models {name} lists them")
+    name, chosen = reference(model, version)
     keep_freed_memory()
     with ctx.client() as client, _working(ctx, client) as (site, place):
         made = reproduce(name, chosen, site, place, _limits(**limits))

@@ -106,7 +106,7 @@ def _edge(text: str, get: Any) -> Edge:
     return Edge(relation=relation, model=model, digest=found["digest"])  # type: ignore[arg-type]
 
 
-def _reference(model: str, version: str | None) -> tuple[str, str]:
+def reference(model: str, version: str | None) -> tuple[str, str]:
     """Reads `acme/chat v3` or `acme/chat:v3`; raises UsageError when no version is named."""
     name, inline = split_reference(model)
     chosen = version or inline
@@ -157,7 +157,7 @@ def _version_row(row: Json) -> tuple[object, ...]:
 @click.pass_obj
 def show(ctx: Context, model: str, version: str | None) -> None:
     """Show a VERSION (number, alias or digest) of MODEL: files, origin, lineage."""
-    name, chosen = _reference(model, version)
+    name, chosen = reference(model, version)
     with ctx.client() as client:
         found = client.get(f"/models/{name}/versions/{chosen}")
     ctx.output.value(found, quiet=found["digest"])
@@ -224,7 +224,7 @@ def diff(ctx: Context, model: str, before: str, after: str) -> None:
 @click.pass_obj
 def lineage(ctx: Context, model: str, version: str | None) -> None:
     """Show what a VERSION of MODEL came from, and what came from it."""
-    name, chosen = _reference(model, version)
+    name, chosen = reference(model, version)
     with ctx.client() as client:
         found = client.get(f"/models/{name}/versions/{chosen}/lineage")
     ctx.output.value(found)
@@ -248,7 +248,7 @@ def verify(ctx: Context, model: str | None, version: str | None, sample: float, 
     if model is None:
         _verify_all(ctx, sample, seed)
         return
-    name, chosen = _reference(model, version)
+    name, chosen = reference(model, version)
     with ctx.client() as client:
         found = client.get(f"/models/{name}/versions/{chosen}/damages")
     ctx.output.value(found)

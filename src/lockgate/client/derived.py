@@ -8,8 +8,17 @@ from typing import Any
 from lockgate.client.client import Client
 from lockgate.core.codec import to_json
 from lockgate.core.errors import NotFoundError
-from lockgate.core.events import VersionDerived
+from lockgate.core.events import VersionDerived, VersionJudged
 from lockgate.derive.recipe import Given
+
+
+def record(client: Client, event: VersionDerived | VersionJudged) -> None:
+    """Keeps what a step or a gate says of a version; the path names which."""
+    body = to_json(event)
+    for name in ("model", "number", "digest"):
+        del body[name]
+    verb = "derived" if isinstance(event, VersionDerived) else "judged"
+    client.post(f"/models/{event.model}/versions/{event.digest}/{verb}", body)
 
 
 class RemoteVersions:
@@ -31,11 +40,7 @@ class RemoteVersions:
 
     def record_derived(self, event: VersionDerived) -> None:
         """See `Versions.record_derived`."""
-        body = to_json(event)
-        path = f"/models/{event.model}/versions/{event.digest}/derived"
-        self._client.post(
-            path, {k: body[k] for k in body if k not in ("model", "number", "digest")}
-        )
+        record(self._client, event)
 
     def metrics_of(self, recipe_digest: str) -> Mapping[str, float]:
         """See `Versions.metrics_of`."""

@@ -6,7 +6,6 @@ Each runs as a job under a warden, so that nothing of it outlives the command th
 from __future__ import annotations
 
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from lockgate.core.traffic import Endpoint
 from lockgate.derive.work import Workplace
 from lockgate.fleet.api import Job as Serving
 from lockgate.fleet.api import Launch
+from lockgate.fleet.replica import free_port
 from lockgate.fleet.runtimes.choose import choose
 from lockgate.gates.api import Subject
 from lockgate.host.jobs.api import Ended, Job, Limits
@@ -35,7 +35,7 @@ class Replica:
     """A version that answers; see `lockgate.gates.api.Served`."""
 
     def __init__(self, subject: Subject, source: Path, folder: Path, place: Workplace) -> None:
-        port = _free_port()
+        port = free_port()
         endpoint = Endpoint(host="127.0.0.1", port=port)
         self.url = f"http://127.0.0.1:{port}"
         self._folder = folder
@@ -132,10 +132,3 @@ class Replicas:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
         return self._running[subject.digest]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

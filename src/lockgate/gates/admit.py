@@ -131,9 +131,10 @@ def admit(
     """
     answers: list[Answer] = []
     for one in chosen:
-        answer = _known(one, asked) if not fresh else None
+        wanted = question(one, asked)
+        answer = _known(one, asked, wanted) if not fresh else None
         if answer is None:
-            answer = _ask(one, asked)
+            answer = _ask(one, asked, wanted)
         record(_judged(answer, asked))  # also what is known: it is the gate's last word now
         answers.append(answer)
         if answer.verdict.outcome == "fail" and answer.remedy != "retrain":
@@ -150,17 +151,16 @@ def _outcome(answers: Sequence[Answer]) -> Outcome:
     return "held" if any(a.verdict.outcome == "hold" for a in answers) else "pass"
 
 
-def _ask(one: Chosen, asked: Asked) -> Answer:
+def _ask(one: Chosen, asked: Asked, wanted: str) -> Answer:
     asked.tell(one.gate.name, 0, 0)
     verdict = one.gate.judge(one.settings, asked)
     remedy: Remedy = "" if verdict.outcome == "pass" else one.gate.remedy
-    return Answer(gate=one.gate.name, verdict=verdict, remedy=remedy, question=question(one, asked))
+    return Answer(gate=one.gate.name, verdict=verdict, remedy=remedy, question=wanted)
 
 
-def _known(one: Chosen, asked: Asked) -> Answer | None:
+def _known(one: Chosen, asked: Asked, wanted: str) -> Answer | None:
     if one.gate.name in _NEVER_REUSED:
         return None
-    wanted = question(one, asked)
     for judged in asked.candidate.judged:
         if judged.question == wanted and judged.verdict.outcome != "hold":
             return Answer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -60,7 +60,8 @@ class Asked:
 
     `serve` gives a version's replica, started when first asked for; `files` finds what a gate's
     settings name: a file beside the gates' own, or `owner/name:v1/path` in a stored dataset.
-    `tell` gets what is being done, with counts.
+    `tell` gets what is being done, with counts. `answered` keeps what suites found out of versions,
+    for the gates that follow.
     """
 
     candidate: Subject
@@ -72,6 +73,7 @@ class Asked:
     tell: Callable[[str, int, int], None]
     now: float
     seed: int = 0
+    answered: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
 class Gate(Protocol):

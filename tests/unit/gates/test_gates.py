@@ -168,6 +168,16 @@ def test_a_version_that_treats_groups_differently_is_found(room: Room) -> None:
     assert ask(room, few).outcome == "held"
 
 
+def test_gates_that_want_the_same_answers_share_them(room: Room) -> None:
+    suite = people(room)
+    served = room.answers(CANDIDATE, table(lambda row: min(1.0, max(0.0, row[0]))))
+    evaluated = {"evaluation": {"suite": suite, "metrics": {"rows.auc": {"at_least": 0.5}}}}
+    ask(room, evaluated)
+    alone = served.asked
+    ask(room, evaluated, {"fairness": {"suite": suite, "task": "rows", "selection": 0.5}})
+    assert served.asked == 2 * alone
+
+
 def test_metrics_of_a_table(room: Room) -> None:
     suite = people(room)
     room.answers(CANDIDATE, table(lambda row: min(1.0, max(0.0, row[0]))))

@@ -29,6 +29,14 @@ def _data(suite: Path, name: str, asked: Asked) -> Path:
 def interview(suite: str, subject: Subject, asked: Asked) -> dict[str, Answered]:
     """Returns what each task of `suite` found out of `subject`, by the task's name."""
     path = asked.files(suite)
+    key = (str(path), subject.digest)
+    if key not in asked.answered:
+        asked.answered[key] = _interview(path, subject, asked)
+    found: dict[str, Answered] = asked.answered[key]
+    return found
+
+
+def _interview(path: Path, subject: Subject, asked: Asked) -> dict[str, Answered]:
     spec: SuiteSpec = read_suite(path)
     served = asked.serve(subject)
     found: dict[str, Answered] = {}
