@@ -256,6 +256,21 @@ def test_chat_usage_stop_and_seed(servers, case):
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("case", [CHAT, pytest.param(TORCH, marks=NO_TORCH)], ids=str)
+def test_a_prompt_is_scored(servers, case):
+    ask = {"model": "chat", "prompt": "The sum of 3 and 4 is 7.", "echo": True, "logprobs": 1}
+    status, data, _ = servers(case).call("POST", "/v1/completions", {**ask, "max_tokens": 1})
+    assert status == 200
+    answer = json.loads(data)
+    found = answer["choices"][0]["logprobs"]
+    count = answer["usage"]["prompt_tokens"]
+    assert answer["usage"]["completion_tokens"] == 1
+    assert {len(found[key]) for key in found} == {count + 1}
+    assert found["token_logprobs"][0] is None
+    assert all(chance <= 0 for chance in found["token_logprobs"][1:])
+    assert servers(case).call("POST", "/v1/completions", {**ask, "max_tokens": 9})[0] == 400
+
+
 def test_usage_comes_with_a_stream_when_asked_for(servers):
     stream = Stream(servers(CHAT), CHAT)
     stream.join(60)

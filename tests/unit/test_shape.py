@@ -46,6 +46,7 @@ BASES = {
     "ThreadingMixIn": "part of that server",
     "UnixStreamServer": "part of that server",
     "Exception": "the root of the errors",
+    "torch.nn.Module": "torch exports and runs modules",
 }
 OWN_BASES = {
     "LockgateError": "errors",

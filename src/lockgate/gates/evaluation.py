@@ -23,9 +23,9 @@ from lockgate.gates.measure.intervals import (
     mean_interval,
     rows_needed,
 )
-from lockgate.gates.measure.interview import interview, suite_files
 from lockgate.gates.measure.metrics import Metric
-from lockgate.gates.measure.tasks import Answered
+from lockgate.gates.tasks.interview import interview, suite_files
+from lockgate.gates.tasks.questions import Answered
 
 Ratio = Annotated[float, BeforeValidator(ours(parse_ratio))]
 Interval = tuple[float, float]

@@ -13,8 +13,8 @@ from lockgate.core.errors import UsageError
 from lockgate.core.verdict import CheckResult, Outcome, Verdict
 from lockgate.gates.api import Asked, verdict_of
 from lockgate.gates.measure.intervals import drawn_interval
-from lockgate.gates.measure.interview import interview, suite_files
 from lockgate.gates.measure.metrics import Gap, gaps
+from lockgate.gates.tasks.interview import interview, suite_files
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

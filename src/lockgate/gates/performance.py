@@ -23,7 +23,7 @@ from lockgate.core.errors import TemporaryError
 from lockgate.core.units import parse_duration, parse_ratio, parse_size
 from lockgate.core.verdict import CheckResult, Outcome, Verdict
 from lockgate.gates.api import Asked, Served, Subject, verdict_of
-from lockgate.gates.measure.tasks import read_rows
+from lockgate.gates.tasks.questions import read_rows
 
 Ratio = Annotated[float, BeforeValidator(ours(parse_ratio))]
 Duration = Annotated[float, BeforeValidator(ours(parse_duration))]

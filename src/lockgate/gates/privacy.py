@@ -19,9 +19,9 @@ from lockgate.core.errors import TemporaryError, UsageError
 from lockgate.core.verdict import CheckResult, Outcome, Verdict
 from lockgate.gates.api import Asked, verdict_of
 from lockgate.gates.measure.intervals import drawn_interval, mean_interval
-from lockgate.gates.measure.interview import interview, suite_files
 from lockgate.gates.measure.metrics import area
-from lockgate.gates.measure.tasks import read_rows
+from lockgate.gates.tasks.interview import interview, suite_files
+from lockgate.gates.tasks.questions import read_rows
 
 _FORMS = {
     "mail": re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}\b"),

@@ -11,7 +11,7 @@ import lockgate
 from lockgate.fleet.runtimes.serve.backends import load
 from lockgate.fleet.runtimes.serve.engine import Sampling
 from lockgate.fleet.runtimes.serve.exchange import Refused
-from lockgate.fleet.runtimes.serve.oip import OnnxModel
+from lockgate.fleet.runtimes.serve.tensors.oip import OnnxModel
 
 MODELS = Path(lockgate.__file__).parent / "demo" / "models"
 VERSIONS = ("v1", "v2", "v3")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import lockgate
 from lockgate.fleet.runtimes.serve import openai
 from lockgate.fleet.runtimes.serve.exchange import Refused, encode_json, read_json
-from lockgate.fleet.runtimes.serve.oip import OnnxModel
+from lockgate.fleet.runtimes.serve.tensors.oip import OnnxModel
 
 CREDIT = Path(lockgate.__file__).parent / "demo" / "models" / "credit-v1"
 NAMES = (

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lockgate.core.errors import UsageError
 from lockgate.derive.api import Input, Metrics, Work
-from lockgate.derive.steps.converting import onnx_model
+from lockgate.derive.steps.converting import classifier, onnx_model
 from lockgate.derive.steps.converting.gguf_file import GgufFile, Kind, shape_of
 from lockgate.derive.steps.converting.words import words_of
 from lockgate.derive.steps.weights.floats import FLOATS, squares, stored, widen
@@ -204,25 +204,36 @@ class ConvertOnnxParameters(BaseModel):
 
 
 class ConvertOnnx:
-    """Builds ONNX for onnxruntime-genai, which serves it without torch."""
+    """Builds ONNX, which the light runtime serves without torch."""
 
     name = "convert-onnx"
-    summary = "Convert a model of safetensors to ONNX for onnxruntime-genai."
+    summary = "Convert a language model or a text classifier of safetensors to ONNX."
     inputs: tuple[Input, ...] = _BASE
     parameters: type[ConvertOnnxParameters] = ConvertOnnxParameters
-    libraries: tuple[str, ...] = ("onnxruntime-genai", "onnx-ir", "torch", "transformers")
+    libraries: tuple[str, ...] = (
+        "onnxruntime-genai", "onnx-ir", "onnxscript", "torch", "transformers",
+    )  # fmt: skip
     deterministic = True
 
     def run(self, work: Work) -> Metrics:
         """Writes base's folder with ONNX in the place of its safetensors.
 
-        Returns bytes before and after. Raises UsageError for a model that the builder of
-        onnxruntime-genai does not know, and without its libraries.
+        Language models by the builder of onnxruntime-genai, text classifiers by torch's exporter
+        (fp32 only; quantize them afterwards). Returns bytes before and after. Raises UsageError for
+        a model that neither knows, and without their libraries.
         """
         asked: ConvertOnnxParameters = work.parameters
         base = open_model(work.one("base"))
         refuse_quantized(base)
-        made = onnx_model.build(base.folder, work.scratch, asked.precision)
+        if classifier.is_classifier(read_object(base.folder, _CONFIG)):
+            if asked.precision != "fp32":
+                raise UsageError(
+                    "a text classifier is converted to fp32",
+                    hint="leave precision out, and quantize the result with kind: onnx-int8",
+                )
+            made = classifier.build(base.folder, work.scratch)
+        else:
+            made = onnx_model.build(base.folder, work.scratch, asked.precision)
         copy_rest(base, work.out, keep_other_weights=False)
         after = 0
         for form in onnx_model.MADE:

@@ -63,6 +63,39 @@ def classification(labels: Labels, chances: Rows, *, threshold: float = 0.5) -> 
     ]  # fmt: skip
 
 
+def classes(labels: Labels, chances: Rows) -> list[Metric]:
+    """Returns the metrics of a classifier with several classes.
+
+    `labels`: numbers of the right classes, shape [rows]; `chances`: shape [rows, classes].
+    `macro_f1` is the mean over the classes that occur of 2 TP / (2 TP + FP + FN);
+    `calibration_error` is that of the chance of the class that was chosen (Guo et al. 2017).
+    """
+    said = chances.argmax(axis=1)
+    right = said == labels
+    sure = chances.max(axis=1)
+    loss = -np.log(np.clip(chances[np.arange(len(labels)), labels], _TINY, 1.0))
+    found = [
+        mean_of("accuracy", right.astype(float)),
+        computed("macro_f1", len(labels), lambda i: macro_f1(labels[i], said[i])),
+        computed("log_loss", len(labels), lambda i: float(loss[i].mean()), "lower"),
+        computed("calibration_error", len(labels),
+                 lambda i: calibration_error(right[i].astype(np.int64), sure[i]), "lower"),
+    ]  # fmt: skip
+    if chances.shape[1] == 2:
+        one = chances[:, 1]
+        found.append(computed("auc", len(labels), lambda i: area(labels[i], one[i])))
+    return found
+
+
+def macro_f1(labels: Labels, said: Labels) -> float:
+    """Returns the mean F1 over the classes in `labels` or `said`."""
+    size = int(max(labels.max(), said.max())) + 1
+    hits = np.bincount(labels[labels == said], minlength=size)
+    both = np.bincount(labels, minlength=size) + np.bincount(said, minlength=size)
+    there = both > 0
+    return float((2 * hits[there] / both[there]).mean())
+
+
 def area(labels: Labels, chances: Rows) -> float:
     """Returns the area under the ROC curve: the chance that a 1 is ranked above a 0, ties half.
 

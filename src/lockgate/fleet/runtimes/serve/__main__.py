@@ -47,9 +47,10 @@ def _service(arguments: argparse.Namespace, metrics: Metrics) -> Service:
     """Loads the model; imports only what its kind needs."""
     name, version = arguments.model, arguments.version
     if arguments.kind == "predictive":
-        from lockgate.fleet.runtimes.serve.oip import InferService, OnnxModel
+        from lockgate.fleet.runtimes.serve.tensors.oip import InferService, OnnxModel
+        from lockgate.fleet.runtimes.serve.tensors.texts import with_texts
 
-        model = OnnxModel(arguments.folder, threads=arguments.threads)
+        model = with_texts(OnnxModel(arguments.folder, threads=arguments.threads), arguments.folder)
         slots, queue = arguments.slots, arguments.queue
         return InferService(model, metrics, name=name, version=version, slots=slots, queue=queue)
     from lockgate.fleet.runtimes.serve.backends import load

@@ -10,6 +10,7 @@ from typing import Any
 from lockgate.core.errors import UsageError
 from lockgate.fleet.runtimes.serve.engine import Backend, Sampling
 from lockgate.fleet.runtimes.serve.exchange import Refused
+from lockgate.fleet.runtimes.serve.scored import Scored, score
 
 
 def load(kind: str, folder: Path, *, threads: int) -> Backend:
@@ -59,13 +60,28 @@ class GenaiBackend:
         """Returns the tokens of `text`."""
         return [int(token) for token in self._tokenizer.encode(text)]
 
-    def start(self, prompt: Sequence[int], sampling: Sampling) -> GenaiDecoding:
+    def start(self, prompt: Sequence[int], sampling: Sampling) -> GenaiDecoding | Scored:
         """Reads the prompt; the answer's memory is set aside here, all of it."""
+        if sampling.score is not None:
+            return self._scored(prompt, sampling)
         params = self._genai.GeneratorParams(self._model)
         params.set_search_options(**_search(prompt, sampling))
         generator = self._genai.Generator(self._model, params)
         generator.append_tokens(list(prompt))
         return GenaiDecoding(generator, self._tokenizer.create_stream(), self._ends)
+
+    def _scored(self, prompt: Sequence[int], sampling: Sampling) -> Scored:
+        params = self._genai.GeneratorParams(self._model)
+        params.set_search_options(max_length=len(prompt), do_sample=False)
+        generator = self._genai.Generator(self._model, params)
+        generator.append_tokens(list(prompt))
+        return score(
+            generator.get_output("logits")[0], prompt, self._text, best=sampling.score or 0,
+            answer=sampling.max_tokens > 0,
+        )  # fmt: skip
+
+    def _text(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
 
 
 class GenaiDecoding:
@@ -137,10 +153,22 @@ class TorchBackend:
         """Returns the tokens of `text`, with no special ones added."""
         return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
 
-    def start(self, prompt: Sequence[int], sampling: Sampling) -> TorchDecoding:
+    def start(self, prompt: Sequence[int], sampling: Sampling) -> TorchDecoding | Scored:
         """Sets up the answer; the prompt is read with the first token."""
+        if sampling.score is not None:
+            return self._scored(prompt, sampling)
         choose = TokenChoice(self._torch, sampling)
         return TorchDecoding(self._model, self._tokenizer, prompt, choose, self._ends)
+
+    def _scored(self, prompt: Sequence[int], sampling: Sampling) -> Scored:
+        with self._torch.inference_mode():
+            logits = self._model(self._torch.tensor([list(prompt)])).logits[0].float().numpy()
+        return score(
+            logits, prompt, self._text, best=sampling.score or 0, answer=sampling.max_tokens > 0
+        )
+
+    def _text(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
 
 
 class TorchDecoding:

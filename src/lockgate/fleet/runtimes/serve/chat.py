@@ -146,7 +146,11 @@ class ChatService:
         if ask.stream:
             await self._stream(exchange, ask, answer, shape)
             return
-        text = "".join([piece.text async for pieces in answer.pieces() for piece in pieces])
+        found = [piece async for pieces in answer.pieces() for piece in pieces]
+        if found[-1].scored is not None:
+            await exchange.reply(200, shape.scored(found[-1].scored, answer.usage()))
+            return
+        text = "".join(piece.text for piece in found)
         await exchange.reply(200, shape.whole(text, answer.reason, answer.usage()))
 
     async def _stream(
@@ -210,7 +214,10 @@ class _Answer:
         return openai.usage(len(self.ticket.prompt), self._tokens)
 
     def _note(self, pieces: Sequence[Piece]) -> None:
-        self._tokens += sum(piece.refused is None for piece in pieces)
+        said = [piece for piece in pieces if piece.refused is None and piece.scored is None]
+        self._tokens += len(said)
+        if pieces[-1].scored is not None:
+            self._tokens = self.ticket.sampling.max_tokens
         self._last = pieces[-1].at
         if not self._first:
             self._first = pieces[0].at

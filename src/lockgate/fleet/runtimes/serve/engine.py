@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from lockgate.fleet.runtimes.serve.exchange import Refused, busy, fault
+from lockgate.fleet.runtimes.serve.scored import Scored
 
 Reason = Literal["stop", "length"]
 
@@ -30,6 +31,8 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    score: int | None = None
+    """How many of the likeliest tokens to tell at each place; nothing is decoded then."""
 
 
 class Decoding(Protocol):
@@ -66,8 +69,12 @@ class Backend(Protocol):
         """Returns the tokens of `text`."""
         ...
 
-    def start(self, prompt: Sequence[int], sampling: Sampling) -> Decoding:
-        """Reads the prompt and returns the decoding of its answer."""
+    def start(self, prompt: Sequence[int], sampling: Sampling) -> Decoding | Scored:
+        """Reads the prompt and returns the decoding of its answer.
+
+        Where the sampling has `score`: how likely the prompt is, with one more token if
+        `max_tokens` is 1.
+        """
         ...
 
 
@@ -79,6 +86,7 @@ class Piece:
     at: float
     reason: Reason | None = None
     refused: Refused | None = None
+    scored: Scored | None = None
 
 
 class StopFilter:
@@ -236,11 +244,15 @@ class Engine:
 
     def _start(self, ticket: Ticket, news: list[tuple[Ticket, Piece]]) -> None:
         try:
-            decoding = self.backend.start(ticket.prompt, ticket.sampling)
+            begun = self.backend.start(ticket.prompt, ticket.sampling)
         except Exception as error:  # noqa: BLE001 - any fault of a model ends this request alone
             news.append((ticket, _fault(error)))
+            return
+        if isinstance(begun, Scored):
+            at = time.monotonic()
+            news.append((ticket, Piece(text="", at=at, reason="length", scored=begun)))
         else:
-            self._running.append(_Running(ticket, decoding))
+            self._running.append(_Running(ticket, begun))
 
 
 def _guarded(running: _Running) -> Piece:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 from lockgate.fleet.runtimes.serve.engine import Reason, Sampling
 from lockgate.fleet.runtimes.serve.exchange import Refused
+from lockgate.fleet.runtimes.serve.scored import Scored
 
 Body = Mapping[str, object]
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_UNSUPPORTED = {"n": 1, "best_of": 1, "logprobs": None, "echo": False, "suffix": None}
+_UNSUPPORTED = {"n": 1, "best_of": 1, "suffix": None}
+_MOST_BEST = 20
 _NOT_HERE = ("tools", "functions", "logit_bias", "audio")
 
 
@@ -35,8 +37,11 @@ def parse(body: Body, *, chat: bool, temperature: float) -> Ask:
     the answer and is not served here is Refused (400), as is a value of a wrong type or range.
     """
     _refuse_unsupported(body)
-    limit = _limit(body)
+    score = _score(body, chat=chat)
+    limit = _limit(body, low=1 if score is None else 0)
     stream = _flag(body, "stream")
+    if score is not None and (stream or limit not in (0, 1) or body.get("temperature")):
+        raise _bad("echo", "the prompt is scored with max_tokens 0 or 1, temperature 0, no stream")
     source = {"messages": _messages(body)} if chat else _prompt(body)
     return Ask(
         sampling=Sampling(
@@ -46,6 +51,7 @@ def parse(body: Body, *, chat: bool, temperature: float) -> Ask:
             top_k=_integer(body, "top_k", 0, low=-1) or 0,
             seed=_integer(body, "seed", None, low=-(2**63), high=2**63 - 1),
             stop=_stops(body),
+            score=score,
         ),
         explicit_limit=limit is not None,
         stream=stream,
@@ -76,10 +82,20 @@ def _refuse_unsupported(body: Body) -> None:
         raise _bad("response_format", "this server answers with text only")
 
 
-def _limit(body: Body) -> int | None:
+def _score(body: Body, *, chat: bool) -> int | None:
+    """Returns how many of the likeliest tokens to tell, when the prompt is to be scored."""
+    echo, wanted = _flag(body, "echo"), body.get("logprobs")
+    if not echo and (wanted is None or wanted is False):
+        return None
+    if chat or not echo or wanted is None or isinstance(wanted, bool):
+        raise _bad("logprobs", "served in /v1/completions only, a number together with 'echo'")
+    return _integer(body, "logprobs", None, low=0, high=_MOST_BEST)
+
+
+def _limit(body: Body, *, low: int) -> int | None:
     for name in ("max_completion_tokens", "max_tokens"):
         if body.get(name) is not None:
-            return _integer(body, name, None, low=1, high=2**31 - 1)
+            return _integer(body, name, None, low=low, high=2**31 - 1)
     return None
 
 
@@ -212,6 +228,12 @@ class Shape:
         return {**self._head("chat.completion"), "choices": self._whole(text, reason)} | {
             "usage": counts
         }
+
+    def scored(self, found: Scored, counts: dict[str, int]) -> dict[str, object]:
+        """Returns the answer to a prompt that was to be scored: its text again, and how likely."""
+        choice = {"index": 0, "text": "".join(found.tokens), "logprobs": found.body(),
+                  "finish_reason": "length"}  # fmt: skip
+        return {**self._head("text_completion"), "choices": [choice], "usage": counts}
 
     def _whole(self, text: str, reason: Reason) -> Sequence[dict[str, object]]:
         said: dict[str, object] = {"text": text}

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from lockgate.core.errors import UsageError
 from lockgate.gates.api import Asked, Subject
-from lockgate.gates.measure.tasks import Answered, SuiteSpec, answer, read_rows, read_suite
+from lockgate.gates.tasks.ask import answer
+from lockgate.gates.tasks.questions import Answered, read_rows
+from lockgate.gates.tasks.specs import SuiteSpec, read_suite
 
 
 def suite_files(suite: str, asked: Asked) -> Sequence[Path]:

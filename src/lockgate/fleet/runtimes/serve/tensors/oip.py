@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -60,8 +60,8 @@ class OnnxModel:
                 f"onnxruntime can't load {folder / 'model.onnx'}: {error}",
                 hint="check the file with onnx.checker",
             ) from error
-        self.inputs = {item.name: item for item in self._session.get_inputs()}
-        self.outputs = {item.name: item for item in self._session.get_outputs()}
+        self.inputs: Mapping[str, Any] = {i.name: i for i in self._session.get_inputs()}
+        self.outputs: Mapping[str, Any] = {i.name: i for i in self._session.get_outputs()}
         for item in (*self.inputs.values(), *self.outputs.values()):
             if item.type not in _KINDS:
                 raise UsageError(
@@ -82,7 +82,7 @@ class OnnxModel:
     def infer(self, body: Mapping[str, object]) -> list[dict[str, object]]:
         """Returns the outputs asked for; Refused 400 for bad tensors, 500 for a bad answer."""
         feed = {}
-        for tensor in _objects(body, "inputs"):
+        for tensor in objects(body, "inputs"):
             name, array = self._read(tensor)
             if name in feed:
                 raise Refused(400, f"the input {name!r} is there twice")
@@ -90,6 +90,10 @@ class OnnxModel:
         missing = sorted(set(self.inputs) - set(feed))
         if missing:
             raise Refused(400, f"the input {missing[0]!r} is missing")
+        return self.run(body, feed)
+
+    def run(self, body: Mapping[str, object], feed: Mapping[str, Any]) -> list[dict[str, object]]:
+        """Returns the outputs that `body` asks for, computed from the arrays in `feed`."""
         wanted = self._wanted(body)
         try:
             arrays = self._session.run(wanted, feed)
@@ -114,7 +118,7 @@ class OnnxModel:
     def _wanted(self, body: Mapping[str, object]) -> list[str]:
         if not body.get("outputs"):
             return list(self.outputs)
-        wanted = [str(tensor.get("name")) for tensor in _objects(body, "outputs")]
+        wanted = [str(tensor.get("name")) for tensor in objects(body, "outputs")]
         unknown = [name for name in wanted if name not in self.outputs]
         if unknown:
             raise Refused(400, f"the model has no output {unknown[0]!r}")
@@ -129,7 +133,7 @@ class OnnxModel:
         if tensor.get("datatype") != kind:
             raise Refused(400, f"{name}: datatype is {tensor.get('datatype')!r}, must be {kind}")
         shape = _shape(name, tensor.get("shape"), item.shape)
-        flat = list(_flat(tensor.get("data"), name))
+        flat = list(flat_values(tensor.get("data"), name))
         if len(flat) != int(np.prod(shape, dtype=object)):
             raise Refused(400, f"{name}: {len(flat)} values do not fill the shape {list(shape)}")
         return name, _array(name, kind, dtype, flat).reshape(shape)
@@ -139,7 +143,8 @@ def _size(size: object) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
-def _objects(body: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
+def objects(body: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
+    """Returns the tensors listed under `key`; raises Refused for anything else."""
     value = body.get(key)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise Refused(400, f"{key!r} must be a list of tensors")
@@ -158,7 +163,7 @@ def _shape(name: str, given: object, wanted: Sequence[object]) -> tuple[int, ...
     return tuple(given)
 
 
-def _flat(data: object, name: str) -> Iterator[object]:
+def flat_values(data: object, name: str) -> Iterator[object]:
     """Yields the values of a flat or nested list, row by row."""
     if not isinstance(data, list):
         raise Refused(400, f"{name}: data must be a list")
@@ -183,7 +188,7 @@ def _array(name: str, kind: str, dtype: str, flat: list[object]) -> Any:
     elif kind.startswith("FP"):
         allowed = (int, float, type(None))
     for value in flat:
-        if type(value) not in allowed or (kind == "BYTES" and not _is_text(value)):
+        if type(value) not in allowed or (kind == "BYTES" and not is_text(value)):
             raise Refused(400, f"{name}: {value!r:.40} is not a value of {kind}")
     try:
         if kind.startswith("FP"):
@@ -197,7 +202,7 @@ def _array(name: str, kind: str, dtype: str, flat: list[object]) -> Any:
         raise Refused(400, f"{name}: a value is too large for {kind}") from error
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """Says whether UTF-8 can hold `value`: half a surrogate pair can't."""
     return not any("\ud800" <= char <= "\udfff" for char in str(value))
 
@@ -214,12 +219,31 @@ def _write(name: str, kind: str, array: Any) -> dict[str, object]:
     }
 
 
+class Predictive(Protocol):
+    """What the service needs of a loaded model."""
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+    def warm(self) -> None:
+        """Runs once, so that the first caller does not pay for it."""
+        ...
+
+    def infer(self, body: Mapping[str, object]) -> list[dict[str, object]]:
+        """Returns the outputs asked for; raises Refused."""
+        ...
+
+    def describe(self, items: Mapping[str, Any]) -> list[dict[str, object]]:
+        """Returns names, types and shapes of inputs or outputs."""
+        ...
+
+
 class InferService:
     """Serves one predictive model under the name `model` (its last part alone will do)."""
 
     def __init__(
         self,
-        model: OnnxModel,
+        model: Predictive,
         metrics: Metrics,
         *,
         name: str,

@@ -1,0 +1,1 @@
+"""Predictive models: tensors over the Open Inference Protocol, and texts to encoders."""

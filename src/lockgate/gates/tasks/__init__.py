@@ -1,0 +1,1 @@
+"""Tasks of suites: questions put to a version that serves, and what its answers are worth."""
