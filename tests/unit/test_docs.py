@@ -325,7 +325,7 @@ def routes() -> set[tuple[str, str]]:
 def test_every_route_is_on_the_page_and_no_other() -> None:
     text = read("http-api.md")
     shown = set(re.findall(r"^\| (GET|POST|PUT|DELETE) \| `([^`]+)` \|", text, flags=re.MULTILINE))
-    code_has = {(method, path) for method, path in routes() if path.startswith("/api/v1/")}
+    code_has = {(method, path) for method, path in routes() if "/v1/" in path}
     assert len(code_has) > 20
     assert shown == code_has
     assert "`GET /health`" in text

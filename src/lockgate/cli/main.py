@@ -30,6 +30,7 @@ _VERBS = {
     "rollback": "verbs", "block": "verbs", "unblock": "verbs",
     "convert": "releases", "replay": "verbs",
     "status": "system", "fleet": "system", "audit": "system", "doctor": "system",
+    "hooks": "hooks",
     "serve": "serve", "demo": "serve",
 }  # fmt: skip
 _SECTIONS = {
@@ -39,7 +40,7 @@ _SECTIONS = {
     "New versions from old": ("derive", "steps", "rerun", "admit"),
     "Releases": ("plan", "release", "releases", "watch", "explain", "approve", "hold", "resume",
                  "promote", "rollback", "block", "unblock", "replay", "convert"),
-    "What runs, what happened": ("status", "fleet", "audit"),
+    "What runs, what happened": ("status", "fleet", "audit", "hooks"),
     "Running it": ("serve", "doctor", "demo"),
 }  # fmt: skip
 _SUMMARIES = {
@@ -81,6 +82,7 @@ _SUMMARIES = {
     "status": "Show what serves, and what is under way.",
     "fleet": "List replicas.",
     "audit": "Read the ledger, or check that nobody touched it.",
+    "hooks": "List hooks: what they delivered, what waits; or test one.",
     "serve": "Run the control plane and the gateway on this machine.",
     "doctor": "Check this machine and this folder.",
     "demo": "Show the whole circle with real small models.",

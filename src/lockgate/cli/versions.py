@@ -173,6 +173,8 @@ def show(ctx: Context, model: str, version: str | None) -> None:
     say(f"  packages   {', '.join(found['dependencies']) or '–'}")
     for edge in found["lineage"]:
         say(f"  {edge['relation']:<10} {edge['model']} {short(edge['digest'])}")
+    for told in found["reported"]:
+        say(f"  training   {_report(told)}")
     ctx.output.table(
         ("file", "bytes>", "tensors>", "digest"),
         [
@@ -180,6 +182,12 @@ def show(ctx: Context, model: str, version: str | None) -> None:
             for a in found["manifest"]["artifacts"]
         ],
     )
+
+
+def _report(told: Json) -> str:
+    numbers = ", ".join(f"{name}={value:.5g}" for name, value in sorted(told["metrics"].items()))
+    parts = (f"{told['run']} {told['status']}", numbers, told["url"] or "", f"by {told['hook']}")
+    return "  ".join(part for part in parts if part)
 
 
 def _tensors(artifact: Json) -> str:

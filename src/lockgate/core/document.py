@@ -127,6 +127,11 @@ def say(item: Any) -> str:
     return message[:1].lower() + message[1:]
 
 
+def line_of(text: str, location: Sequence[str | int]) -> int | None:
+    """Returns the line of the deepest part of `location` in YAML that `parse` has read."""
+    return _line(next(iter(yaml.compose_all(text, Loader=yaml.SafeLoader))), location)
+
+
 def _line(node: yaml.Node | None, location: Sequence[str | int]) -> int | None:
     """Returns the line of the deepest part of `location` that stands in the text."""
     if node is None:

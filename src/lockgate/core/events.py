@@ -112,6 +112,24 @@ class VersionJudged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingReported:
+    """A training job says how its `run` went, of which this version came; `url` leads to it.
+
+    `hook` is what it came in by, `message` the id of what was said; both once are one event.
+    """
+
+    model: str
+    number: int
+    digest: str
+    status: Literal["succeeded", "failed"]
+    run: str
+    hook: str
+    message: str
+    url: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseOpened:
     """A release exists. `plan` is the whole plan that it follows; `baseline` None: first one.
 
@@ -319,7 +337,7 @@ class UnknownEvent:
     body: Mapping[str, object]
 
 
-RegistryEvent = VersionPublished | AliasMoved | VersionDerived | VersionJudged
+RegistryEvent = VersionPublished | AliasMoved | VersionDerived | VersionJudged | TrainingReported
 ReleaseEvent = (
     ReleaseOpened
     | ReleaseAdmitted

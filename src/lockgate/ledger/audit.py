@@ -16,7 +16,7 @@ def say(event: ev.Event) -> str:
     match event:
         case ev.VersionPublished() | ev.AliasMoved():
             return _say_registry(event)
-        case ev.VersionDerived() | ev.VersionJudged():
+        case ev.VersionDerived() | ev.VersionJudged() | ev.TrainingReported():
             return _say_version(event)
         case ev.UnknownEvent(kind=kind):
             return f"{kind} (written by a newer lockgate)"
@@ -46,8 +46,11 @@ def _say_registry(event: ev.VersionPublished | ev.AliasMoved) -> str:
     return f"{event.alias} of {event.model} is now v{event.number}{before}{why}"
 
 
-def _say_version(event: ev.VersionDerived | ev.VersionJudged) -> str:
+def _say_version(event: ev.VersionDerived | ev.VersionJudged | ev.TrainingReported) -> str:
     name = f"v{event.number} of {event.model}"
+    if isinstance(event, ev.TrainingReported):
+        numbers = ", ".join(f"{key} {value:.5g}" for key, value in sorted(event.metrics.items()))
+        return f"{name}: run {event.run} {event.status}{numbers and f' ({numbers})'}"
     if isinstance(event, ev.VersionJudged):
         return f"{name} for {event.target}, {event.gate}: {say_verdict(event.verdict)}"
     came = ", ".join(f"{edge.model} {short(edge.digest)}" for edge in event.lineage)

@@ -10,6 +10,7 @@ from lockgate.core.errors import NotFoundError
 from lockgate.core.events import (
     AliasMoved,
     Edge,
+    TrainingReported,
     VersionDerived,
     VersionJudged,
     VersionPublished,
@@ -23,7 +24,7 @@ class Version:
     """A published version: the event that made it, when, and by whom.
 
     `derived`: the steps that made it, should there be any; `judged`: what gates said of it, each
-    question's last answer.
+    question's last answer; `reported`: what training jobs said of it, in order.
     """
 
     published: VersionPublished
@@ -31,6 +32,7 @@ class Version:
     publisher: str
     derived: tuple[VersionDerived, ...] = ()
     judged: tuple[VersionJudged, ...] = ()
+    reported: tuple[TrainingReported, ...] = ()
 
     @property
     def number(self) -> int:
@@ -94,17 +96,19 @@ def evolve(models: Mapping[str, Model], recorded: Recorded) -> Mapping[str, Mode
         times = {**model.alias_times, event.alias: recorded.at}
         model = replace(model, aliases=aliases, alias_times=times, events=recorded.version)
         return {**models, event.model: model}
-    if isinstance(event, VersionDerived | VersionJudged):
+    if isinstance(event, VersionDerived | VersionJudged | TrainingReported):
         model = models.get(event.model, Model(name=event.model))
         versions = tuple(_told(version, event) for version in model.versions)
         return {**models, event.model: replace(model, versions=versions, events=recorded.version)}
     return models
 
 
-def _told(version: Version, event: VersionDerived | VersionJudged) -> Version:
+def _told(version: Version, event: VersionDerived | VersionJudged | TrainingReported) -> Version:
     """Returns `version` after what the event says of it."""
     if version.digest != event.digest:
         return version
+    if isinstance(event, TrainingReported):
+        return replace(version, reported=(*version.reported, event))
     if isinstance(event, VersionDerived):
         others = (d for d in version.derived if d.recipe_digest != event.recipe_digest)
         return replace(version, derived=(*others, event))

@@ -16,6 +16,7 @@ from lockgate.core.events import (
     AliasMoved,
     Edge,
     RegistryEvent,
+    TrainingReported,
     VersionDerived,
     VersionJudged,
     VersionPublished,
@@ -33,6 +34,7 @@ _MAX_LABELS = 64
 _MAX_DETAILS = 1_000_000
 _LIKE = 0.2
 _BASES = 4
+_MAX_REPORTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +208,33 @@ class Registry:
             if event not in found.derived and event != _last_word(found, event):
                 self._write(event.model, event, actor)
             return self.version(event.model, event.digest)
+
+    def report(self, event: TrainingReported, *, actor: str) -> TrainingReported:
+        """Keeps what a training job says of a version; returns what is kept for that message.
+
+        The same message again changes nothing. Raises NotFoundError for a version that is not
+        here, ConflictError when the message said something else before, UsageError for one too
+        many.
+        """
+        with self._lock:
+            found = self.version(event.model, event.digest)
+            event = replace(event, number=found.number)
+            known = self._reported(event.hook, event.message)
+            if known is not None and known != event:
+                raise ConflictError(
+                    f"message {event.message} of {event.hook} said something else before",
+                    hint="give each message an id of its own",
+                )
+            if known is None:
+                if len(found.reported) >= _MAX_REPORTS:
+                    raise UsageError(f"a version has at most {_MAX_REPORTS} reports")
+                self._write(event.model, event, actor)
+            return event
+
+    def _reported(self, hook: str, message: str) -> TrainingReported | None:
+        every = (version for model in self.models().values() for version in model.versions)
+        told = (event for version in every for event in version.reported)
+        return next((e for e in told if (e.hook, e.message) == (hook, message)), None)
 
     def _write(self, model: str, event: RegistryEvent, actor: str) -> None:
         known = self.models().get(model, Model(name=model))

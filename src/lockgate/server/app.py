@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from lockgate._version import __version__
 from lockgate.core.errors import LockgateError, NotFoundError, SpecError, UsageError
 from lockgate.server.access import principal
-from lockgate.server.api import derived, registry, release, store, system
+from lockgate.server.api import derived, hooks, registry, release, store, system
 from lockgate.server.door import Door
 from lockgate.server.wiring import Control
 
@@ -24,7 +24,7 @@ _THREADS = 64
 
 
 def create_app(control: Control) -> FastAPI:
-    """Returns the API over `control`; every path below /api/v1 needs the token."""
+    """Returns the API over `control`: below /api/v1 by token, reports of hooks by signature."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -46,9 +46,11 @@ def create_app(control: Control) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(ValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    for module in (registry, derived, release, store, system):
+    for module in (registry, derived, release, store, hooks, system):
         router = module.router(control, caller)
         app.include_router(router, prefix="/api/v1", dependencies=[Depends(caller)])
+
+    app.include_router(hooks.reports(control))
 
     @app.get("/health")
     def health() -> dict[str, str]:

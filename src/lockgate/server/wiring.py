@@ -34,6 +34,7 @@ from lockgate.release.commands import Commands
 from lockgate.release.loop import Engine, Tools
 from lockgate.server.access import ensure_token
 from lockgate.server.config import Settings, load_settings, run_folder
+from lockgate.server.hooks.messenger import Messenger
 from lockgate.server.versions import Versions
 from lockgate.store.blobs.api import BackendOptions, Blobs
 from lockgate.store.blobs.open import open_blobs
@@ -65,6 +66,7 @@ class Control:
         self.store = PackStore(open_store(home, settings))
         self.registry = Registry(self.ledger, self.store, self.clock)
         self.keeper = Keeper(self.registry, self.store, self.clock, self.ledger.copy)
+        self.hooks = Messenger(home, self.ledger, self.registry, self.clock)
         self._versions = Versions(home / "versions", self.registry, hot_bytes=settings.hot_bytes)
         self.store.near = self._versions.read
         self.gateway = self._gateway()
@@ -125,8 +127,9 @@ class Control:
         return Task(candidate=plan.candidate.digest, asked=asked, scorers=plan.scorers)
 
     def start(self) -> None:
-        """Starts the loop."""
+        """Starts the loop, and to send."""
         self._loop.start()
+        self.hooks.start()
 
     def _run(self) -> None:
         pruned = 0.0
@@ -156,6 +159,7 @@ class Control:
             last.callback(self.engine.stop)
             last.callback(self._copies.close)
             last.callback(self._desk.close)
+            last.callback(self.hooks.stop)
             self._stop.set()
             if self._loop.ident is not None:
                 self._loop.join()

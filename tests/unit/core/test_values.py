@@ -167,7 +167,7 @@ def test_a_field_of_tomorrow_is_ignored_and_a_missing_one_is_named() -> None:
 
 
 def test_every_event_has_a_docstring_and_a_unique_tag() -> None:
-    assert len(event_classes()) == 25
+    assert len(event_classes()) == 26
     assert all(kind.__doc__ for kind in event_classes().values())
 
 

@@ -146,6 +146,7 @@ def _models(api: APIRouter, control: Control) -> None:
         view = version_view(found, registry.model(f"{owner}/{name}"))
         return {
             **view, "derived": to_json(found.derived), "judged": to_json(found.judged),
+            "reported": to_json(found.reported),
             "manifest": manifest_view(registry.manifest(found.digest)),
         }  # fmt: skip
 

@@ -23,7 +23,7 @@ from lockgate.release.routes import Route
 from lockgate.release.state import Release
 
 Json = dict[str, Any]
-_SIDES = re.compile(r"(\S+% v\d+) / (\S+% v\d+)")
+_SIDES = re.compile(r"(?<!\S)(\S+% v\d+) / (\S+% v\d+)")  # from a word's begin: linear in time
 _DIGEST = re.compile(r"blake3:[0-9a-f]{12}(?=[ /]|$)")
 
 
