@@ -138,6 +138,13 @@ def test_a_receiver_that_is_down_is_shown_and_gets_all_of_it_when_it_is_up(cold:
     cold.run("hooks", "test", "out-0", code=20)
     assert "out-0 did not take it" in cold.said
     cold.run("hooks", "test", "nobody", code=3)
+    assert {"check": "hook out-0", "ok": False, "detail": shown["error"]} in cold.json(
+        "doctor", code=1
+    )
+    with cold.client() as client:
+        page = client.request("GET", "/metrics").text
+    assert re.search(r'^lockgate_hook_failing_seconds{hook="out-0"} [1-9]', page, re.MULTILINE)
+    assert 'lockgate_hook_given_up_total{hook="out-0"} 0.0' in page
     with receiver:
         cold.run("hooks", "test", "out-0")
         wait(lambda: len(receiver.got) == 3)

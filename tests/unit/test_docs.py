@@ -210,6 +210,7 @@ def test_every_metric_of_the_server_is_on_the_page() -> None:
         gateway=SimpleNamespace(view=lambda: GatewayView(address="http://here")),
         fleet=SimpleNamespace(replicas=list),
         engine=SimpleNamespace(book=Book),
+        hooks=SimpleNamespace(places=dict),
     )
     names = rendered(render(cast("Control", control)))
     assert len(names) > 5

@@ -131,6 +131,8 @@ def _findings(ctx: Context) -> Iterator[tuple[str, bool, str]]:
             yield "ledger", not chain["findings"], f"{chain['events']} events, chain checked"
             for row in found["routes"]:
                 yield f"route {row['name']}", not row["trouble"], row["trouble"] or "well"
+            for row in client.get("/hooks")["out"]:
+                yield f"hook {row['name']}", not row["error"], row["error"] or "well"
     except LockgateError as error:
         yield "server", False, f"{error.message}; {error.hint or ''}"
 

@@ -33,6 +33,7 @@ from lockgate.release.act import Ports
 from lockgate.release.commands import Commands
 from lockgate.release.loop import Engine, Tools
 from lockgate.server.app import create_app
+from lockgate.server.hooks.messenger import Messenger
 from lockgate.store.api import Artifact, Object, Piece
 from lockgate.store.blobs.local import LocalBlobs
 from lockgate.store.frames import pack
@@ -61,6 +62,7 @@ class Door:
             home=folder, token=TOKEN, clock=clock, ledger=ledger, samples=samples, fleet=fleet,
             registry=self.registry, gateway=gateway, engine=engine, docket=docket,
             commands=Commands(ledger, self.registry, engine.book, clock),
+            hooks=Messenger(folder, ledger, self.registry, clock),
         )  # fmt: skip
         self.ledger = ledger
         self.listener = socket.create_server(("127.0.0.1", 0))

@@ -35,12 +35,34 @@ class _Totals(Collector):
         yield failed
 
 
+class _GivenUp(Collector):
+    """Events that hooks will never send, from their places."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def collect(self) -> Iterable[Metric]:
+        given_up = CounterMetricFamily(
+            "lockgate_hook_given_up", "Events that were given up.", labels=["hook"]
+        )
+        for name, place in self._control.hooks.places().items():
+            given_up.add_metric([name], place.given_up)
+        yield given_up
+
+
 def render(control: Control) -> bytes:
     """Returns the metrics page as it is now."""
     registry = CollectorRegistry()
     registry.register(_Totals(control))
+    registry.register(_GivenUp(control))
     view = control.gateway.view()
     _gauges(control, registry)
+    failing = Gauge(
+        "lockgate_hook_failing_seconds", "Time without a success.", ["hook"], registry=registry
+    )
+    for name, place in control.hooks.places().items():
+        since = place.failing_since
+        failing.labels(name).set(0.0 if since is None else control.clock.now() - since)
     Gauge("lockgate_proxies", "Proxies connected.", registry=registry).set(view.proxies)
     weight = Gauge(
         "lockgate_route_weight", "Share in force, 0 to 1.", ["route", "version"], registry=registry

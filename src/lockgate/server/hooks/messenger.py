@@ -15,6 +15,7 @@ from lockgate.registry.service import Registry
 from lockgate.server.api.views import short_names
 from lockgate.server.hooks import report
 from lockgate.server.hooks.message import trial_message
+from lockgate.server.hooks.place import Place
 from lockgate.server.hooks.post import Answer
 from lockgate.server.hooks.sender import Sender, Source
 from lockgate.server.hooks.signature import Secret, read_claim, verify
@@ -65,6 +66,10 @@ class Messenger:
                 for name, spec in self._settings.spec.in_.items()
             ],
         }
+
+    def places(self) -> dict[str, Place]:
+        """Returns how far each hook that goes out has come."""
+        return {name: sender.place for name, sender in self._senders.items()}
 
     def _reports(self, hook: str) -> int:
         every = (v for model in self._registry.models().values() for v in model.versions)

@@ -164,6 +164,11 @@ class Sender:
             write_place(self._path, place)
             self._saved = place.position
 
+    @property
+    def place(self) -> Place:
+        """How far it has come."""
+        return self._place
+
     def view(self) -> dict[str, Any]:
         """Returns what people want to know; of the address only its host, for a path may be secret.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class Receiver:
     behave: Behave = lambda handler: handler.answer(204)
     got: list[Got] = field(default_factory=list)
     port: int = 0
+    context: ssl.SSLContext | None = None
 
     def __enter__(self) -> Self:
         self.up()
@@ -76,6 +78,8 @@ class Receiver:
     def up(self) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
+        if self.context is not None:
+            self._server.socket = self.context.wrap_socket(self._server.socket, server_side=True)
         self._server.owner = self  # type: ignore[attr-defined]
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(
@@ -90,7 +94,8 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook?token=not-shown"
+        scheme = "http" if self.context is None else "https"
+        return f"{scheme}://127.0.0.1:{self.port}/hook?token=not-shown"
 
     def check(self, secret: Secret) -> None:
         """Every message so far has a signature that fits."""

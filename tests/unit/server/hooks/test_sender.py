@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -296,3 +299,28 @@ def test_every_kind_of_event_can_be_wanted() -> None:
         OutSpec.model_validate(
             {"url": "https://ci.example/", "secret": {"env": "X"}, "events": kind}
         )
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-keyout", key, "-out", certificate, "-days", "1", "-subj", "/CN=here",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with Receiver(context=context) as receiver:
+        stranger = world.start(receiver.url, "stranger")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        world.start(receiver.url, "friend")
+        world.add(2)
+        wait(lambda: world.place("friend").delivered == 2)
+        wait(lambda: world.place("stranger").attempts >= 1)
+        assert "CERTIFICATE_VERIFY_FAILED" in stranger.view()["error"]
+        assert positions(receiver) == [1, 2]
