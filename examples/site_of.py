@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -77,6 +79,40 @@ class Site:
             raise SystemExit(f"lockgate {arguments}: {done.returncode}\n{done.stderr}")
         return json.loads(done.stdout)
 
+    def made(self, step: str, model: str, *parameters: str, seed: int = 1, **inputs: str) -> str:
+        """Runs a step with `parameters` (key=value) on `inputs`; returns the version's name."""
+        given = [part for parameter in parameters for part in ("--with", parameter)]
+        taken = [part for key, value in inputs.items() for part in ("--from", f"{key}={value}")]
+        found = self.json("derive", step, *taken, *given, "--to", model, "--seed", str(seed))
+        return str(found["version"])
+
+    def measured(self, model: str, version: str, signal: str, *, of: str = "value") -> str:
+        """Returns what a gate measured of a version, or (`baseline`) of what serves."""
+        for judged in self.json("show", model, version)["judged"]:
+            for check in judged["verdict"]["checks"]:
+                if check["signal"] == signal and check[of] is not None:
+                    return f"{check[of]:.3f}"
+        return ""
+
+    def kilobytes(self, model: str, version: str) -> str:
+        """Returns a version's size."""
+        return f"{self.json('show', model, version)['bytes_total'] / 1000:.0f}"
+
+    def above(self, model: str, version: str, relation: str) -> str:
+        """Returns the version that `version` came from in this way."""
+        rows = self.json("lineage", model, version)["from"]
+        return next(f"v{row['number']}" for row in rows if row["relation"] == relation)
+
+    def files(
+        self, source: Path, names: Sequence[str], words: Mapping[str, object] | None = None
+    ) -> None:
+        """Copies files of an example into the folder, some words in them replaced."""
+        for name in names:
+            text = (source / name).read_text()
+            for word, value in (words or {}).items():
+                text = text.replace(word, str(value))
+            (self.folder / name).write_text(text)
+
     @contextmanager
     def callers(
         self, request: Callable[[random.Random], tuple[str, Any]], *, threads: int = 3
@@ -105,6 +141,23 @@ class Site:
             stop.set()
             for worker in workers:
                 worker.join()
+
+
+Tell = Callable[..., list[list[str]]]
+
+
+def run_case(name: str, about: str | None, head: Sequence[str], tell: Tell) -> None:
+    """Runs an example in an empty folder, from the command line: `tell(site, small=…)` → rows."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--out", type=Path, default=Path(f".example-{name}"))
+    parser.add_argument("--small", action="store_true", help="fewer rows, epochs and trials")
+    asked = parser.parse_args()
+    shutil.rmtree(asked.out, ignore_errors=True)
+    began = time.monotonic()
+    with Site(asked.out) as site:
+        rows = tell(site, small=asked.small)
+    table(head, rows)
+    print(f"\n{time.monotonic() - began:.0f} s; all of it is in {asked.out}")
 
 
 def lines(path: Path, rows: Sequence[Any]) -> None:

@@ -5,12 +5,9 @@ python examples/credit/case.py [--out FOLDER] [--small]
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +15,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from data import applications  # noqa: E402
-from site_of import Site, lines, table  # noqa: E402
+from site_of import Site, lines, run_case  # noqa: E402
 
 MODEL, DATA = "acme/credit", "acme/applications"
-
-
-def main() -> None:
-    """Runs the case."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(".example-credit"))
-    parser.add_argument("--small", action="store_true", help="fewer rows and trials")
-    asked = parser.parse_args()
-    shutil.rmtree(asked.out, ignore_errors=True)
-    began = time.monotonic()
-    with Site(asked.out) as site:
-        rows = tell(site, small=asked.small)
-    table(("version", "how it was made", "AUC", "gates", "release"), rows)
-    print(f"\n{time.monotonic() - began:.0f} s; all of it is in {asked.out}")
 
 
 def tell(site: Site, *, small: bool) -> list[list[str]]:
@@ -76,13 +59,9 @@ def prepare(site: Site, *, small: bool) -> None:
     lines(folder / "test-without-age.jsonl",
           [{**row, "features": row["features"][1:]} for row in rows[:cut]])  # fmt: skip
     site.run("publish", "applications", DATA)
-    for name in ("train.py", "suite.yaml", "gates.yaml", "release.yaml"):
-        shutil.copy(HERE / name, site.folder / name)
-    text = (HERE / "pipeline.yaml").read_text()
-    text = text.replace("PYTHON", json.dumps(sys.executable)).replace(
-        "TRIALS", "4" if small else "12"
-    )
-    (site.folder / "pipeline.yaml").write_text(text)
+    site.files(HERE, ("train.py", "suite.yaml", "gates.yaml", "release.yaml"))
+    site.files(HERE, ("pipeline.yaml",), {"PYTHON": json.dumps(sys.executable),
+                                        "TRIALS": 4 if small else 12})  # fmt: skip
     for name in ("suite", "gates"):
         text = (HERE / f"{name}.yaml").read_text()
         text = text.replace("suite.yaml", "suite-without-age.yaml")
@@ -92,12 +71,8 @@ def prepare(site: Site, *, small: bool) -> None:
 
 def made(site: Site, settings: str) -> str:
     """Trains a version; returns its name."""
-    found: dict[str, Any] = site.json(
-        "derive", "command", "--with", "script=train.py", "--with",
-        f"interpreter=[{json.dumps(sys.executable)}]", "--with", settings,
-        "--from", f"data={DATA}:v1", "--to", MODEL, "--seed", "1",
-    )  # fmt: skip
-    return str(found["version"])
+    python = f"interpreter=[{json.dumps(sys.executable)}]"
+    return site.made("command", MODEL, "script=train.py", python, settings, data=f"{DATA}:v1")
 
 
 def auc(site: Site, version: str) -> str:
@@ -124,4 +99,4 @@ def asks(site: Site) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    run_case("credit", __doc__, ("version", "how it was made", "AUC", "gates", "release"), tell)

@@ -5,12 +5,10 @@ python examples/language/case.py [--out FOLDER] [--small]
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
 import sys
-import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,25 +17,11 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from data import questions  # noqa: E402
-from site_of import Site, lines, table  # noqa: E402
+from site_of import Site, lines, run_case  # noqa: E402
 
 MODEL, DATA = "acme/talk", "acme/questions"
 WEIGHTS = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json",
            "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
-
-
-def main() -> None:
-    """Runs the case."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(".example-language"))
-    parser.add_argument("--small", action="store_true", help="fewer rows, epochs and trials")
-    asked = parser.parse_args()
-    shutil.rmtree(asked.out, ignore_errors=True)
-    began = time.monotonic()
-    with Site(asked.out) as site:
-        rows = tell(site, small=asked.small)
-    table(("version", "how it was made", "kB", "score", "gates", "release"), rows)
-    print(f"\n{time.monotonic() - began:.0f} s; all of it is in {asked.out}")
 
 
 def tell(site: Site, *, small: bool) -> list[list[str]]:
@@ -48,35 +32,40 @@ def tell(site: Site, *, small: bool) -> list[list[str]]:
     site.run("derive", "pipeline.yaml", "--plan-only")
     site.run("derive", "pipeline.yaml")  # tunes, quantizes, asks the gates
     best = f"v{site.json('show', MODEL, 'candidate')['number']}"
-    rows = [["v1", "the base", kilobytes(site, "v1"), score(site, best, of="baseline"),
-             "–", "first"]]  # fmt: skip
+    rows = [row(site, "v1", "the base", best, "–", "first")]
     with site.callers(asks(), threads=2):
         site.release("release.yaml")
-    rows.append([best, "tuned, ONNX, int8", kilobytes(site, best), score(site, best), "passed",
-                 "promoted"])  # fmt: skip
+    rows.append(row(site, best, "tuned, ONNX, int8", best, "passed", "promoted"))
 
-    pruned = made(site, "prune", tuned_one(site, best), "method=magnitude", "sparsity=0.7")
+    tuned = site.above(MODEL, site.above(MODEL, best, "quantized-from"), "converted-from")
+    pruned = site.made("prune", MODEL, "method=magnitude", "sparsity=0.7", base=f"{MODEL}:{tuned}")
     code = site.run("admit", MODEL, pruned, codes=(15,))
-    rows.append([pruned, "70 % of weights pruned", kilobytes(site, pruned),
-                 score(site, pruned), f"retrain ({code})", "–"])  # fmt: skip
+    rows.append(row(site, pruned, "70 % of weights pruned", pruned, f"retrain ({code})", "–"))
 
     endless = talkative(site, best)
     site.run("admit", MODEL, endless)
-    spec = (site.folder / "release.yaml").read_text().replace("candidate", endless)
-    (site.folder / "endless.yaml").write_text(spec)
+    site.files(HERE, ("release.yaml",), {"candidate": endless})
     with site.callers(asks(), threads=2):
-        code = site.release("endless.yaml", codes=(11,))
-    rows.append([endless, "does not know when to stop", kilobytes(site, endless),
-                 score(site, endless), "passed", f"rolled back ({code})"])  # fmt: skip
+        code = site.release("release.yaml", codes=(11,))
+    rows.append(row(site, endless, "does not know when to stop", endless, "passed",
+                    f"rolled back ({code})"))  # fmt: skip
     site.run("lineage", MODEL, best)
     return rows
+
+
+def row(site: Site, version: str, made: str, judged: str, gates: str, release: str) -> list[str]:
+    """Returns a row of the table: what the gates found out when `judged` was asked."""
+    of = "value" if version == judged else "baseline"
+    score = site.measured(MODEL, judged, "questions.score", of=of)
+    perplexity = site.measured(MODEL, judged, "answers.perplexity", of=of)
+    return [version, made, site.kilobytes(MODEL, version), score, perplexity, gates, release]
 
 
 def prepare(site: Site, *, small: bool) -> None:
     """Publishes the data, and puts the example's files into the site's folder."""
     rows = questions(7, 2600 if small else 5000)
     held = 250 if small else 400
-    lines(site.folder / "questions" / "heldout" / "test.jsonl", rows[:held])
+    lines(site.folder / "questions" / "heldout" / "test.jsonl", [told(row) for row in rows[:held]])
     lines(site.folder / "questions" / "train.jsonl", rows[held:])
     site.run("publish", "questions", DATA)
     base = site.folder / "base"
@@ -84,24 +73,14 @@ def prepare(site: Site, *, small: bool) -> None:
     shipped = Path(str(resources.files("lockgate.demo"))) / "models" / "chat-v1"
     for name in WEIGHTS:
         shutil.copy(shipped / name, base / name)
-    for name in ("suite.yaml", "gates.yaml", "release.yaml"):
-        shutil.copy(HERE / name, site.folder / name)
-    text = (HERE / "pipeline.yaml").read_text()
-    text = text.replace("EPOCHS", "2" if small else "4").replace("TRIALS", "2" if small else "4")
-    (site.folder / "pipeline.yaml").write_text(text)
+    site.files(HERE, ("suite.yaml", "gates.yaml", "release.yaml"))
+    site.files(HERE, ("pipeline.yaml",), {"EPOCHS": 2 if small else 4, "TRIALS": 2 if small else 4})
 
 
-def made(site: Site, step: str, base: str, *parameters: str) -> str:
-    """Runs a step on a version; returns the new one's name."""
-    given = [part for parameter in parameters for part in ("--with", parameter)]
-    found = site.json("derive", step, "--from", f"base={MODEL}:{base}", *given, "--to", MODEL)
-    return str(found["version"])
-
-
-def tuned_one(site: Site, version: str) -> str:
-    """Returns the version with float weights that `version` was exported from."""
-    above = site.json("lineage", MODEL, version)["from"]
-    return next(f"v{row['number']}" for row in above if row["relation"] == "converted-from")
+def told(row: dict[str, str]) -> dict[str, str]:
+    """Returns a row with its question and answer as the model's chat template has them."""
+    return {**row, "before": f"<|start|><|user|>{row['question']}<|end|><|assistant|>",
+            "text": f"{row['answer']}<|end|>"}  # fmt: skip
 
 
 def talkative(site: Site, version: str) -> str:
@@ -114,20 +93,6 @@ def talkative(site: Site, version: str) -> str:
     file.write_text(json.dumps(settings))
     site.run("publish", str(folder), MODEL, "--from", f"derived-from={MODEL}:{version}")
     return f"v{site.json('models', MODEL)['versions'][0]['number']}"
-
-
-def kilobytes(site: Site, version: str) -> str:
-    """Returns a version's size."""
-    return f"{site.json('show', MODEL, version)['bytes_total'] / 1000:.0f}"
-
-
-def score(site: Site, version: str, of: str = "value") -> str:
-    """Returns what the evaluation gate measured of a version, or of what it was compared with."""
-    for judged in site.json("show", MODEL, version)["judged"]:
-        for check in judged["verdict"]["checks"]:
-            if check["signal"] == "questions.score" and check[of] is not None:
-                return f"{check[of]:.3f}"
-    return ""
 
 
 def asks() -> Any:
@@ -143,4 +108,5 @@ def asks() -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    HEAD = ("version", "how it was made", "kB", "score", "perplexity", "gates", "release")
+    run_case("language", __doc__, HEAD, tell)

@@ -14,6 +14,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS = {
     "credit": ("sklearn", "skl2onnx", "optuna"),
+    "recommender": ("torch", "onnxscript", "optuna"),
+    "text": ("torch", "transformers", "onnxscript", "optuna"),
     "language": ("torch", "transformers", "compressed_tensors", "optuna"),
 }
 
