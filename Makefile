@@ -56,7 +56,7 @@ $(BENCH)/ready: pyproject.toml scripts/environment.sh $(wildcard src/lockgate/st
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq restic borgbackup git-lfs zstd >/dev/null; fi
 	touch $@
 
-# An example, from nothing to a promoted version: make example-credit, make example-language.
+# An example, from nothing to a promoted version: make example-NAME, NAME one of examples/'s folders.
 example-%: $(VENV)/examples/ready
 	$(VENV)/examples/bin/python examples/$*/case.py
 

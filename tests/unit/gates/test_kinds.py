@@ -150,7 +150,7 @@ def likely(chance: float) -> Answers:
         assert path == "/v1/completions"
         text = body["prompt"]
         scores = [None, *[log(chance)] * (len(text) - 1)]
-        logprobs = {"token_logprobs": scores, "text_offset": list(range(len(text)))}
+        logprobs = {"token_logprobs": scores, "tokens": list(text)}
         return {"choices": [{"text": text, "logprobs": logprobs}]}
 
     return post
@@ -173,9 +173,9 @@ def test_the_prompt_is_not_counted(room: Room) -> None:
     room.lines("held.jsonl", [{"before": "easy", "text": "hard"}])
 
     def post(path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        scores = [None, -0.1, -0.1, -0.1, *[-2.0] * 4]
-        logprobs = {"token_logprobs": scores, "text_offset": list(range(8))}
-        return {"choices": [{"logprobs": logprobs}]}
+        tokens = list(body["prompt"])
+        scores = [None, *[-0.1] * 3, *[-2.0] * 4][: len(tokens)]
+        return {"choices": [{"logprobs": {"token_logprobs": scores, "tokens": tokens}}]}
 
     room.answers(CANDIDATE, post)
     found = judge(room, {"held.perplexity": {"at_least": 0}})

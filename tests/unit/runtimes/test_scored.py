@@ -52,6 +52,15 @@ def test_a_backend_scores_what_it_would_say_as_likely(kind: str) -> None:
     assert next(iter(found.best[-1])) == found.tokens[-1]  # the answer is the likeliest
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_are_told_by_their_names(kind: str) -> None:
+    backend = load(kind, FOLDER, threads=1)
+    found = backend.start(backend.encode("<|start|><|user|>Hello<|end|>"), sampling())
+    assert found.tokens[:2] == ("<|start|>", "<|user|>")
+    assert found.tokens[-1] == "<|end|>"
+    assert "".join(found.tokens) == "<|start|><|user|>Hello<|end|>"
+
+
 def test_a_prompt_as_long_as_the_context_is_scored() -> None:
     backend = load("genai", FOLDER, threads=1)
     ids = (backend.encode(TEXT) * backend.context)[: backend.context]

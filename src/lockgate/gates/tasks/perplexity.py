@@ -7,7 +7,7 @@ tokenizers can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import log
 from typing import Any
 
@@ -18,6 +18,9 @@ from lockgate.gates.api import Served
 from lockgate.gates.measure.metrics import computed
 from lockgate.gates.tasks.questions import Answered, Json, Tell, ask_all, check_lost, field
 from lockgate.gates.tasks.specs import PerplexityTask
+
+Scored = tuple[tuple[str, ...], tuple[float | None, ...]]
+"""A text's tokens, and the logarithm of each one's chance."""
 
 
 def answer_perplexity(
@@ -32,13 +35,12 @@ def answer_perplexity(
         number, row = item
         before = str(field(row, task.prompt, number)) if task.prompt is not None else ""
         text = str(field(row, task.text, number))
-        body = {"model": model, "prompt": before + text, "max_tokens": 0, "echo": True,
-                "logprobs": 0, "temperature": 0}  # fmt: skip
         try:
-            said = served.post("/v1/completions", body)
+            whole = _scored(served, model, before + text)
+            lead = _scored(served, model, before) if before else ((), ())
         except TemporaryError:
             return None
-        return (*_surprise(said, len(before)), len(text.encode()))
+        return (*_surprise(whole, lead), len(text.encode()))
 
     found = ask_all(ask, list(enumerate(rows, 1)), tell)
     lost = sum(one is None for one in found)
@@ -60,14 +62,25 @@ def answer_perplexity(
     return Answered(metrics=metrics, lost=lost)
 
 
-def _surprise(said: Mapping[str, Any], begin: int) -> tuple[float, int]:
-    """Returns the sum of -ln(chance) of the tokens from character `begin` on, and how many."""
+def _scored(served: Served, model: str, prompt: str) -> Scored:
+    body = {"model": model, "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 0,
+            "temperature": 0}  # fmt: skip
+    said = served.post("/v1/completions", body)
     try:
         found = said["choices"][0]["logprobs"]
-        pairs = zip(found["token_logprobs"], found["text_offset"], strict=True)
-        counted = [-float(value) for value, at in pairs if value is not None and at >= begin]
-    except (KeyError, IndexError, TypeError, ValueError):
+        return tuple(found["tokens"]), tuple(found["token_logprobs"])
+    except (KeyError, IndexError, TypeError):
         raise UsageError(
             "the server does not score prompts", hint="it has to serve echo with logprobs"
         ) from None
+
+
+def _surprise(whole: Scored, lead: Scored) -> tuple[float, int]:
+    """Returns the sum of -ln(chance) of the tokens that `lead` does not have, and how many."""
+    begin = 0
+    for one, other in zip(whole[0], lead[0], strict=False):
+        if one != other:
+            break
+        begin += 1
+    counted = [-float(value) for value in whole[1][begin:] if value is not None]
     return sum(counted), len(counted)

@@ -35,6 +35,8 @@ class GenaiBackend:
             config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
             self._model = genai.Model(config)
             self._tokenizer = genai.Tokenizer(self._model)
+            self._verbatim = genai.Tokenizer(self._model)  # special tokens by their names too
+            self._verbatim.update_options(skip_special_tokens="false")
         except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"onnxruntime-genai can't load {folder}: {error!r}",
@@ -81,7 +83,7 @@ class GenaiBackend:
         )  # fmt: skip
 
     def _text(self, token: int) -> str:
-        return str(self._tokenizer.decode([token]))
+        return str(self._verbatim.decode([token]))
 
 
 class GenaiDecoding:
