@@ -15,6 +15,7 @@ demo: $(DEMO)/ready
 	$(DEMO)/bin/lockgate demo --out $(OUT)
 
 test: $(DEV)/ready
+	$(DEV)/bin/python scripts/services.py install $(VENV)/services
 	$(DEV)/bin/python -m pytest -n 2 -m "not serial and not s3"
 	$(DEV)/bin/python -m pytest -m "serial and not s3"
 

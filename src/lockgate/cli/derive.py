@@ -21,7 +21,7 @@ from lockgate.host.memory import keep_freed_memory
 if TYPE_CHECKING:
     from lockgate.client.client import Client
     from lockgate.derive.recipe import Given
-    from lockgate.derive.run import Made, Site
+    from lockgate.derive.run import Made, Site, Task
     from lockgate.derive.work import Workplace
     from lockgate.host.jobs.api import Limits
 
@@ -90,7 +90,7 @@ def derive(
             to=check_model(model), seed=seed, threads=threads, limits=_limits(**limits),
         )  # fmt: skip
         if plan_only:
-            _show_task(ctx, site, what, task.recipe.digest, model)
+            _show_task(ctx, site, what, task, model)
             return
         made = recipe(task, site, place)
         place.tidy()
@@ -159,8 +159,8 @@ def _hearing(ctx: Context, step: Callable[[str, float, float], None]) -> Callabl
     return hear
 
 
-def _show_task(ctx: Context, site: Site, step: str, digest: str, model: str) -> None:
-    known = site.versions.derived(digest)
+def _show_task(ctx: Context, site: Site, step: str, task: Task, model: str) -> None:
+    digest, known = task.recipe.digest, task.known(site.versions)
     do = f"nothing to run: it is {known}" if known else "it will be run"
     view = {"step": step, "recipe": digest, "to": model,
             "version": f"v{known.number}" if known else None}  # fmt: skip

@@ -36,7 +36,7 @@ def reproduce(model: str, version: str, site: Site, place: Workplace, limits: Li
                 hint=f"it was {body[part]}, here it is {task.recipe.body()[part]}",
             )
     with place.claim("again-" + hex_of(task.recipe.digest)[:24]) as folder:
-        ran = place.run(task.recipe, task.parameters, folder, task.limits)
+        ran = place.run(task.recipe, task.parameters, folder, task.limits, task.outside)
         digest = digest_of_manifest(folder_manifest(ran.out))
         shutil.rmtree(folder, ignore_errors=True)
     if digest != found.digest:

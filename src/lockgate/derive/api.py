@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lockgate.core.events import Relation
 
@@ -90,4 +90,26 @@ class Step(Protocol):
 
         Raises UsageError, in a sentence with a hint, for inputs that it can't work on.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What a run looks at beside its inputs.
+
+    `connections`: names of places whose addresses the step's process gets. `pinned`: the parameters
+    say so exactly what is there that the same recipe can't mean something else tomorrow; a recipe
+    that is not pinned is run each time it is asked for, whatever it gave before.
+    """
+
+    connections: tuple[str, ...] = ()
+    pinned: bool = True
+
+
+@runtime_checkable
+class LooksOutside(Protocol):
+    """A step that takes something from outside, which may change."""
+
+    def outside(self, parameters: Any) -> Outside:
+        """Returns what a run with `parameters` looks at."""
         ...

@@ -27,6 +27,7 @@ _OWN = {
     "prune": "lockgate.derive.steps.prune:Prune",
     "quantize": "lockgate.derive.steps.quantize:Quantize",
     "shard": "lockgate.derive.steps.shard:Shard",
+    "snapshot": "lockgate.derive.steps.data.snapshot:Snapshot",
     "split": "lockgate.derive.steps.data.split:Split",
     "tune": "lockgate.derive.steps.tune:Tune",
 }

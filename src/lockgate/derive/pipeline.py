@@ -224,7 +224,7 @@ class Pipeline:
             return Planned(name=name, what=what, inputs=inputs, to=to, do="wait")
         if stage.search is not None:
             return Planned(name=name, what=f"search over {what}", inputs=inputs, to=to, do="run")
-        known = self._site.versions.derived(self._task(name, stage, given).recipe.digest)
+        known = self._task(name, stage, given).known(self._site.versions)
         if known is not None:
             made[name] = known
         do = "reuse" if known else "run"

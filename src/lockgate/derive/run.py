@@ -16,7 +16,7 @@ from lockgate.core.errors import (
     UsageError,
 )
 from lockgate.core.events import Edge, VersionDerived
-from lockgate.derive.api import Step
+from lockgate.derive.api import LooksOutside, Outside, Step
 from lockgate.derive.child import RESULT
 from lockgate.derive.find import check_parameters, find_step
 from lockgate.derive.recipe import Given, Recipe, make_recipe
@@ -56,7 +56,10 @@ class Versions(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One step to run: its recipe, the model that the version is for, and what it may take."""
+    """One step to run: its recipe, the model that the version is for, and what it may take.
+
+    `outside`: what it looks at beside its inputs.
+    """
 
     step: Step
     recipe: Recipe
@@ -64,6 +67,11 @@ class Task:
     to: str
     limits: Limits = field(default_factory=Limits)
     labels: Mapping[str, str] = field(default_factory=dict)
+    outside: Outside = field(default_factory=Outside)
+
+    def known(self, versions: Versions) -> Given | None:
+        """Returns the version that this task is known to give; None too when it is not pinned."""
+        return versions.derived(self.recipe.digest) if self.outside.pinned else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +122,14 @@ def make_task(
     recipe = make_recipe(step, given, taken, script=asked.get("script"), seed=seed, threads=threads)
     return Task(
         step=step, recipe=recipe, parameters=asked, to=to, limits=limits or Limits(),
-        labels=labels or {},
+        labels=labels or {}, outside=_outside(step, given),
     )  # fmt: skip
+
+
+def _outside(step: Step, parameters: Mapping[str, Any]) -> Outside:
+    if not isinstance(step, LooksOutside):
+        return Outside()
+    return step.outside(step.parameters.model_validate(parameters))
 
 
 def _taken(step: Step, inputs: Mapping[str, Sequence[Given]]) -> Iterable[Given]:
@@ -140,8 +154,9 @@ def _taken(step: Step, inputs: Mapping[str, Sequence[Given]]) -> Iterable[Given]
 def derive(task: Task, site: Site, place: Workplace) -> Made:
     """Returns the version that `task` makes; runs its step only if nobody has.
 
-    May be killed at any moment and called again. Raises what the step raises, StepFailedError when
-    it was stopped, ConflictError while the same recipe is being run.
+    A step that looks at something outside which may have changed since is run each time. May be
+    killed at any moment and called again. Raises what the step raises, StepFailedError when it was
+    stopped, ConflictError while the same recipe is being run.
     """
     known, name = _known(task, site), hex_of(task.recipe.digest)[:32]
     if known is not None and not (place.folder / name).exists():
@@ -149,7 +164,7 @@ def derive(task: Task, site: Site, place: Workplace) -> Made:
     with place.claim(name) as folder:
         known = _known(task, site)  # somebody may have been faster, or was killed while tidying up
         if known is None:
-            ran = place.run(task.recipe, task.parameters, folder, task.limits)
+            ran = place.run(task.recipe, task.parameters, folder, task.limits, task.outside)
             known = _publish(task, ran, site, place)
         (folder / RESULT).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -157,7 +172,7 @@ def derive(task: Task, site: Site, place: Workplace) -> Made:
 
 
 def _known(task: Task, site: Site) -> Made | None:
-    found = site.versions.derived(task.recipe.digest)
+    found = task.known(site.versions)
     if found is None:
         return None
     if found.model != task.to:  # the same bytes, under another name

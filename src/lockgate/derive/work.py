@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,9 @@ from lockgate.core.errors import (
     error_class,
 )
 from lockgate.core.units import size
-from lockgate.derive.api import Advance
+from lockgate.derive.api import Advance, Outside
 from lockgate.derive.child import RESULT
+from lockgate.derive.connections import connections, hidden, secrets_in
 from lockgate.derive.recipe import Recipe
 from lockgate.host.detached import Lock
 from lockgate.host.jobs.api import Ended, Job, Jobs, Limits
@@ -99,32 +100,44 @@ class Workplace:
             lock.release()
 
     def run(
-        self, recipe: Recipe, parameters: Mapping[str, Any], folder: Path, limits: Limits
-    ) -> Ran:
+        self, recipe: Recipe, parameters: Mapping[str, Any], folder: Path, limits: Limits,
+        outside: Outside | None = None,
+    ) -> Ran:  # fmt: skip
         """Runs `recipe` in `folder`, unless it ended there before; `parameters` as the step gets.
 
-        Raises the error that the step raised, StepFailedError for a limit or an end without a word.
+        What is not pinned in `outside` is looked at again. Raises the error that the step raised,
+        StepFailedError for a limit or an end without a word, UsageError for a connection that is
+        not set.
         """
+        outside = outside or Outside()
+        secrets = secrets_in(outside.connections)
         took: dict[str, Any] = {"seconds": 0.0, "peak_bytes": 0}
+        if not outside.pinned:
+            (folder / RESULT).unlink(missing_ok=True)
         if not (folder / RESULT).exists():
-            ended = self._run_job(recipe, parameters, folder, limits)
+            ended = self._run_job(recipe, parameters, folder, limits, outside)
             took = {"seconds": ended.seconds, "peak_bytes": ended.peak_bytes}
             if ended.outcome != "done" and not (folder / RESULT).exists():
-                raise self._stopped(recipe, ended, folder)
+                raise self._stopped(recipe, ended, folder, secrets)
         result = json.loads((folder / RESULT).read_text("utf-8"))
         if "error" in result:
             (folder / RESULT).unlink()
             error = result["error"]
             kind = error_class(error["code"])
             failed = kind if kind.code != "error" else StepFailedError
-            raise failed(error["message"], hint=error["hint"] or f"its log: {folder / LOG}")
+            hint = hidden(error["hint"] or f"its log: {folder / LOG}", secrets)
+            raise failed(hidden(error["message"], secrets), hint=hint)
         return Ran(
-            out=folder / "out", metrics=result["metrics"], log=_said(folder), **took
+            out=folder / "out", metrics=result["metrics"], log=hidden(_said(folder), secrets),
+            **took,
         )  # fmt: skip
 
     def _run_job(
-        self, recipe: Recipe, parameters: Mapping[str, Any], folder: Path, limits: Limits
-    ) -> Ended:
+        self, recipe: Recipe, parameters: Mapping[str, Any], folder: Path, limits: Limits,
+        outside: Outside,
+    ) -> Ended:  # fmt: skip
+        env = self.environment(folder, recipe.threads) | connections(outside.connections)
+        secrets = secrets_in(outside.connections)
         inputs: dict[str, list[str]] = {}
         for given in recipe.inputs:
             inputs.setdefault(given.name, []).append(str(self.input(given.digest)))
@@ -140,10 +153,12 @@ class Workplace:
             name=f"{recipe.step} {hex_of(recipe.digest)[:12]}",
             argv=(sys.executable, "-m", "lockgate.derive.child", str(folder / "job.json")),
             folder=folder,
-            env=self.environment(folder, recipe.threads),
+            env=env,
             limits=limits,
         )
-        ended = self.jobs.run(job, lambda line: self._hear(recipe.step, line), self.cancelled)
+        ended = self.jobs.run(
+            job, lambda line: self._hear(recipe.step, hidden(line, secrets)), self.cancelled
+        )
         changed = [path for path, stamps in before.items() if _stamps(Path(path)) != stamps]
         for path in changed:
             shutil.rmtree(path, ignore_errors=True)
@@ -169,11 +184,13 @@ class Workplace:
             return
         self.hear(Heard(step=step, advance=advance))
 
-    def _stopped(self, recipe: Recipe, ended: Ended, folder: Path) -> StepFailedError:
+    def _stopped(
+        self, recipe: Recipe, ended: Ended, folder: Path, secrets: Sequence[str]
+    ) -> StepFailedError:
         shutil.rmtree(folder / "out", ignore_errors=True)
         if ended.outcome in ("disk", "processes"):
             shutil.rmtree(folder, ignore_errors=True)
-        last = ended.log.strip().splitlines()
+        last = hidden(ended.log, secrets).strip().splitlines()
         said = f"; the last it said: {last[-1][:300]}" if last else ""
         taken = f" (it had taken {size(ended.peak_bytes)})" if ended.outcome == "timeout" else ""
         return StepFailedError(
