@@ -271,9 +271,19 @@ def steps(ctx: Context, step: str | None) -> None:
     )
     ctx.output.table(
         ("parameter", "default", "what it is"),
-        [(name, _default(about), about.get("description", ""))
-         for name, about in schema.get("properties", {}).items()],
-    )  # fmt: skip
+        list(_parameters(schema)),
+    )
+
+
+def _parameters(schema: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yields name, default and meaning of parameters; those of a kind as `of.query (postgres)`."""
+    for name, about in schema.get("properties", {}).items():
+        yield name, _default(about), about.get("description", "")
+        for kind, place in about.get("discriminator", {}).get("mapping", {}).items():
+            inner = schema["$defs"][place.rpartition("/")[2]]["properties"]
+            for part, said in inner.items():
+                if "const" not in said:
+                    yield f"{name}.{part} ({kind})", _default(said), said.get("description", "")
 
 
 def _how_many(required: bool, many: bool) -> str:

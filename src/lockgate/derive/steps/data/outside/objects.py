@@ -44,13 +44,19 @@ class StoredObjects(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["objects"]
-    connection: Annotated[str, Field(pattern=NAME)]
+    connection: Annotated[str, Field(pattern=NAME)] = Field(
+        description="of the environment variable LOCKGATE_CONNECTION_…: s3://…, gs://…, az://…"
+    )
     prefix: Annotated[str, Field(max_length=1024)] = Field(
         default="", description="a folder below the connection's; names of files begin after it"
     )
     files: tuple[str, ...] = Field(default=(), description="globs over those names; empty: all")
-    most_files: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    most_bytes: Annotated[int, Field(ge=1)] = 100_000_000_000
+    most_files: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=10_000, description="that may be asked for"
+    )
+    most_bytes: Annotated[int, Field(ge=1)] = Field(
+        default=100_000_000_000, description="of all of them"
+    )
 
     def pinned(self) -> bool:
         """Objects are overwritten: says no."""

@@ -47,7 +47,9 @@ class PostgresRows(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["postgres"]
-    connection: Annotated[str, Field(pattern=NAME)]
+    connection: Annotated[str, Field(pattern=NAME)] = Field(
+        description="of the environment variable LOCKGATE_CONNECTION_…: postgresql://…"
+    )
     query: Annotated[str, Field(min_length=1, max_length=1 << 16)] = Field(
         description="one SELECT; say ORDER BY, or the digest depends on the server's mood"
     )

@@ -49,7 +49,9 @@ class StreamWindow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["nats"]
-    connection: Annotated[str, Field(pattern=NAME)]
+    connection: Annotated[str, Field(pattern=NAME)] = Field(
+        description="of the environment variable LOCKGATE_CONNECTION_…: nats://…"
+    )
     stream: Annotated[str, Field(pattern=r"^[^\s.*>/\\]{1,255}$")]
     subject: Annotated[str, Field(pattern=r"^[^\s]{1,500}$")] | None = Field(
         default=None, description="only messages of it, as orders.eu.>"
@@ -59,7 +61,9 @@ class StreamWindow(BaseModel):
     gaps: Literal["refuse", "allow"] = Field(
         default="refuse", description="messages that the stream has lost in between"
     )
-    most_messages: Annotated[int, Field(ge=1)] = 100_000_000
+    most_messages: Annotated[int, Field(ge=1)] = Field(
+        default=100_000_000, description="in the window"
+    )
     most_bytes: Annotated[int, Field(ge=1)] = Field(
         default=100_000_000_000, description="of payloads"
     )
