@@ -61,6 +61,13 @@ def test_when_none_fits_the_error_has_every_refusal(tmp_path):
         assert part in caught.value.message
 
 
+def test_a_text_classifier_is_not_taken_for_a_language_model(tmp_path):
+    folder = made(tmp_path, *WEIGHTS)
+    (folder / "config.json").write_text('{"architectures": ["BertForSequenceClassification"]}')
+    with pytest.raises(UsageError, match="convert-onnx"):
+        choose(folder, runtimes=runtimes(torch=True))
+
+
 def test_a_name_wins_and_a_wrong_one_is_told(tmp_path):
     assert choose(tmp_path, "command").name == "command"
     with pytest.raises(UsageError, match="no runtime 'triton'") as caught:

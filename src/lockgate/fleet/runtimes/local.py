@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class TransformersRuntime:
             return "the folder has no config.json"
         if not any(folder.glob("*.safetensors")):
             return "the folder has no *.safetensors"
+        if _classifies(folder):
+            return "it is a text classifier; convert-onnx makes one that the runtime onnx serves"
         if not (folder / "tokenizer.json").is_file() and not any(folder.glob("tokenizer*")):
             return "the folder has no tokenizer"
         return None
@@ -64,6 +67,17 @@ class TransformersRuntime:
     def launch(self, job: Job) -> Launch:
         """Returns how to run it; raises UsageError for a wrong option or folder."""
         return _launch(self.name, self.refuses(job.folder), job, "transformers")
+
+
+def _classifies(folder: Path) -> bool:
+    """Says whether a folder's config.json is that of a classifier of texts."""
+    try:
+        names = json.loads((folder / "config.json").read_text("utf-8")).get("architectures")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+    return isinstance(names, list) and any(
+        str(name).endswith("ForSequenceClassification") for name in names
+    )
 
 
 def _launch(runtime: str, refusal: str | None, job: Job, kind: str) -> Launch:
