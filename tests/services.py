@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 from services import nats_program, postgres_programs  # noqa: E402
 
-UNPACKED = ROOT / ".venv" / "services"
+UNPACKED = Path(sys.prefix).parent / "services"
 USER, PASSWORD = "reader", "s3cret/word"
 WRITTEN = "s3cret%2Fword"
 _PATIENCE_S = 60

@@ -78,9 +78,10 @@ def secrets_of(address: str) -> tuple[str, ...]:
         parts = urlsplit(address)
     except ValueError:
         return (address,)
-    who = parts.netloc.rpartition("@")[0]
-    user, colon, password = who.partition(":")
-    found = {address, who, password if colon else user}
+    said = parts.netloc.rpartition("@")[0]
+    user, colon, password = said.partition(":")
+    token = "" if parts.scheme.startswith("postgres") else user
+    found = {address, password if colon else token} | ({said} if colon else set())
     for piece in parts.query.split("&"):
         key, _, value = piece.partition("=")
         if key.lower() not in _OPEN:

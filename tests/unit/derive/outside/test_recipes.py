@@ -203,6 +203,7 @@ def test_what_a_step_of_one_s_own_says_is_searched_for_secrets(
     ("nats://t0ken@h:4222", ["t0ken"], "nats://h:4222"),
     ("s3://b/p?region=eu&access_key_id=AKIA&secret_access_key=a%2Bb", ["AKIA", "a%2Bb", "a+b"],
      "s3://b/p"),
+    ("postgresql://require@h/shop", [], "postgresql://h/shop"),
     ("postgresql://h/db?user=ann&password=hush", ["hush"], "postgresql://h/db"),
 ])  # fmt: skip
 def test_secrets_of_an_address(address: str, known: list[str], told: str) -> None:

@@ -94,6 +94,7 @@ async def opened(address: str, stream: str) -> AsyncIterator[Stream]:
     """Gives a stream over a connection of its own; raises as `Stream` does."""
     try:
         import nats
+        from nats.aio.client import Client
     except ImportError as error:
         raise missing_package("nats-py") from error
     more, where = _credentials(address), shown(address)
@@ -102,12 +103,17 @@ async def opened(address: str, stream: str) -> AsyncIterator[Stream]:
     async def hear(error: Exception) -> None:
         said.append(str(error))
 
+    client = Client()
     try:
-        client = await nats.connect(
+        await client.connect(
             where, connect_timeout=10, allow_reconnect=False, max_reconnect_attempts=1,
-            reconnect_time_wait=0.2, error_cb=hear, name="lockgate snapshot", **more,
+            reconnect_time_wait=1, error_cb=hear, name="lockgate snapshot", **more,
         )  # fmt: skip
+    except ImportError:
+        raise missing_package("nkeys") from None
     except (nats.errors.Error, OSError, ValueError, TimeoutError) as error:
+        with suppress(Exception):  # it may be half open
+            await client.close()
         raise _refused(where, " ".join([str(error) or type(error).__name__, *said])) from None
     try:
         yield Stream(client, stream)

@@ -50,5 +50,5 @@ def missing_package(name: str) -> UsageError:
     """Returns the error for a driver that is not installed."""
     return UsageError(
         f"this needs the package {name}, which is not installed",
-        hint="pip install 'lockgate[sources]'",
+        hint=f"pip install 'lockgate[sources]'{' nkeys' if name == 'nkeys' else ''}",
     )
