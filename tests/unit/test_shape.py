@@ -55,6 +55,7 @@ OWN_BASES = {
     "GateRefusedError": "errors",
     "_Strict": "pydantic models of one module that share one strictness",
     "_Body": "pydantic models of one module that share one strictness",
+    "Training": "the settings that every training step has",
     "Why": "a request body that also has a reason",
     "Shelf": "a protocol that is another one and more",
 }

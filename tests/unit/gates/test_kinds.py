@@ -85,6 +85,25 @@ def test_a_classifier_of_texts_is_measured(room: Room) -> None:
     assert said["letters.calibration_error"] == pytest.approx(wrong)
 
 
+def test_rows_may_be_a_table_of_the_step_split(room: Room) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet as pq
+
+    columns = {
+        "text": ["the smoke 1", "thanks 2"],
+        "label": ["fault", "praise"],
+        "style": ["a"] * 2,
+    }
+    pq.write_table(pa.table(columns), room.folder / "test.parquet")
+    room.text("suite.yaml", CLASSIFY.replace("letters.jsonl", "test.parquet"))
+    room.answers(CANDIDATE, sorted_by({"smoke": (0.2, 0.7, 0.1), "thanks": (0.6, 0.1, 0.3)}))
+    found = judge(room, {"letters.accuracy": {"at_least": 0.5}})
+    assert (found.checks[0].value, found.checks[0].n) == (0.5, 2)
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), room.folder / "test.parquet")
+    with pytest.raises(UsageError, match="has no rows"):
+        judge(room, {"letters.accuracy": {"at_least": 0.5}})
+
+
 def test_two_classes_have_an_area_too() -> None:
     labels = np.array([0, 0, 1, 1])
     ones = np.array([0.1, 0.6, 0.5, 0.9])

@@ -4,43 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from lockgate.core.errors import UsageError
 from lockgate.derive.api import Input, Metrics, Work
 from lockgate.derive.steps.tune import load_tokenizer, save_model
-from lockgate.derive.steps.tuning.loop import Schedule, settle, train
-from lockgate.derive.steps.tuning.rows import Row, encode, padded, read_rows, split
+from lockgate.derive.steps.tuning.loop import settle, train
+from lockgate.derive.steps.tuning.rows import Row, encode, padded
+from lockgate.derive.steps.tuning.settings import DistilParameters, read_sides
 
 _IGNORED = -100
-Positive = Annotated[float, Field(gt=0)]
-
-
-class DistilParameters(BaseModel):
-    """What the student is like, and how it learns."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    student: dict[str, int | float | str | bool] = Field(
-        min_length=1, description="what differs from the teacher's config, as num_hidden_layers: 1"
-    )
-    from_teacher: bool = Field(
-        default=True, description="begin with the teacher's weights of the same shape"
-    )
-    temperature: Positive = 2.0
-    soft: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.7, description="how much the teacher's words count, against the rows' own"
-    )
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
-    batch: Annotated[int, Field(ge=1, le=65_536)] = 16
-    learning_rate: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warm_up: Annotated[float, Field(ge=0, le=1)] = 0.05
-    longest: Annotated[int, Field(ge=2, le=1_000_000)] = 512
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    keep_every: Annotated[int, Field(ge=1)] = 200
 
 
 class Distil:
@@ -68,7 +41,7 @@ class Distil:
         tokenizer = load_tokenizer(folder)
         learn, hold = (
             encode(part, tokenizer, asked.longest)
-            for part in split(read_rows(work.one("data")), asked.holdout, work.seed)
+            for part in read_sides(work.one("data"), asked, work.seed)
         )
         teacher, student = _models(folder, asked)
         pad = tokenizer.pad_token_id or 0
@@ -81,11 +54,7 @@ class Distil:
         def measure(held: Sequence[Row]) -> Mapping[str, float]:
             return _measure(student, teacher, held, pad)
 
-        schedule = Schedule(
-            epochs=asked.epochs, batch=asked.batch, learning_rate=asked.learning_rate,
-            weight_decay=asked.weight_decay, warm_up=asked.warm_up, keep_every=asked.keep_every,
-        )  # fmt: skip
-        metrics = train(work, student, learn, hold, schedule, loss, pad, measure)
+        metrics = train(work, student, learn, hold, asked.schedule, loss, pad, measure)
         save_model(student, folder, work.out)
         return {**metrics, "weights": float(counts[0]), "teacher_weights": float(counts[1])}
 

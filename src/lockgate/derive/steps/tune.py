@@ -5,69 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import Any
 
 from lockgate.core.errors import UsageError
 from lockgate.derive.api import Input, Metrics, Work
 from lockgate.derive.steps.tuning import adapters
-from lockgate.derive.steps.tuning.loop import Schedule, mean_loss, perplexity, settle, train
-from lockgate.derive.steps.tuning.rows import Row, class_names, encode, padded, read_rows, split
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-class TuneParameters(BaseModel):
-    """What to train, how long, how fast."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    task: Literal["language", "classify"] = Field(
-        default="language", description="next tokens, or a class for each text"
-    )
-    method: Literal["full", "lora"] = Field(default="full", description="all weights, or adapters")
-    from_scratch: bool = Field(
-        default=False, description="begin with chance weights; base has config and tokenizer"
-    )
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
-    batch: Annotated[int, Field(ge=1, le=65_536)] = 16
-    learning_rate: Positive = 1e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warm_up: Annotated[float, Field(ge=0, le=1)] = Field(default=0.05, description="share of steps")
-    longest: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
-        default=512, description="tokens of a row; what is more is cut off"
-    )
-    holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="share of rows that are measured, not learned"
-    )
-    keep_every: Annotated[int, Field(ge=1)] = Field(
-        default=200, description="steps after which the state is kept, to go on from"
-    )
-    rank: Annotated[int, Field(ge=1, le=4096)] = Field(default=8, description="lora: of A and B")
-    alpha: Positive = Field(default=16.0, description="lora: B A counts alpha / rank")
-    targets: tuple[str, ...] = Field(
-        default=(), description="lora: ends of layers' names; none: all linear ones"
-    )
-    output: Literal["merged", "adapter"] = Field(
-        default="merged", description="lora: whole weights, or the adapter in PEFT's format"
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> TuneParameters:
-        if self.output == "adapter" and (self.method != "lora" or self.task != "language"):
-            raise ValueError("an adapter is the output of 'method: lora' on a language model")
-        if self.from_scratch and self.method == "lora":
-            raise ValueError("there is nothing to adapt from scratch")
-        return self
-
-    @property
-    def schedule(self) -> Schedule:
-        """How long and how fast."""
-        return Schedule(
-            epochs=self.epochs, batch=self.batch, learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay, warm_up=self.warm_up, keep_every=self.keep_every,
-        )  # fmt: skip
+from lockgate.derive.steps.tuning.loop import mean_loss, perplexity, settle, train
+from lockgate.derive.steps.tuning.rows import Row, class_names, encode, padded
+from lockgate.derive.steps.tuning.settings import TuneParameters, read_sides
 
 
 class Tune:
@@ -86,19 +31,16 @@ class Tune:
     def run(self, work: Work) -> Metrics:
         """Writes a folder that transformers loads; see `TuneParameters`.
 
-        Rows of `data` (`*.jsonl`) have `text`, `messages`, or `question` and `answer`; with `label`
-        for a classifier. Metrics: `loss` of the last epoch, `holdout_loss`, `perplexity` or
-        `accuracy`.
+        Rows of `data` (see `Training.files`) have `text`, `messages`, or `question` and `answer`;
+        with `label` for a classifier. Metrics: `loss` of the last epoch, `holdout_loss`,
+        `perplexity` or `accuracy`.
         """
         asked: TuneParameters = work.parameters
         settle(work.seed)
-        rows = read_rows(work.one("data"))
-        names = class_names(rows) if asked.task == "classify" else ()
+        sides = read_sides(work.one("data"), asked, work.seed)
+        names = class_names([*sides[0], *sides[1]]) if asked.task == "classify" else ()
         tokenizer = load_tokenizer(work.one("base"))
-        learn, hold = (
-            encode(part, tokenizer, asked.longest, classes=names)
-            for part in split(rows, asked.holdout, work.seed)
-        )
+        learn, hold = (encode(part, tokenizer, asked.longest, classes=names) for part in sides)
         model = _load(work.one("base"), asked, names)
         layers: list[str] = []
         if asked.method == "lora":

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from lockgate.core.errors import UsageError
 from lockgate.gates.measure.metrics import Metric
+from lockgate.gates.measure.rows import read_batches
 
 _AT_ONCE = 8
 _MAX_LINE = 1_000_000
@@ -37,7 +38,9 @@ class Answered:
 
 
 def read_rows(path: Path, limit: int | None = None) -> list[Json]:
-    """Returns the rows of a file of JSON lines; raises UsageError, naming the line."""
+    """Returns the rows of JSON lines or of Parquet; raises UsageError, naming the line."""
+    if path.suffix == ".parquet":
+        return _table_rows(path, limit)
     rows: list[Json] = []
     try:
         with path.open("r", encoding="utf-8") as file:
@@ -48,6 +51,17 @@ def read_rows(path: Path, limit: int | None = None) -> list[Json]:
                     rows.append(_row(line, path, number))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} can't be read: {error}") from error
+    if not rows:
+        raise UsageError(f"{path} has no rows")
+    return rows
+
+
+def _table_rows(path: Path, limit: int | None) -> list[Json]:
+    rows: list[Json] = []
+    for _, batch in read_batches(path):
+        rows.extend(batch.to_pylist())
+        if limit is not None and len(rows) >= limit:
+            return rows[:limit]
     if not rows:
         raise UsageError(f"{path} has no rows")
     return rows

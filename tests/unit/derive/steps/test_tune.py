@@ -15,7 +15,8 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from lockgate.core.errors import UsageError  # noqa: E402
 from lockgate.derive.api import Advance, Work  # noqa: E402
 from lockgate.derive.steps.tune import Tune, TuneParameters  # noqa: E402
-from lockgate.derive.steps.tuning.rows import read_rows, split  # noqa: E402
+from lockgate.derive.steps.tuning.rows import split  # noqa: E402
+from lockgate.derive.steps.tuning.settings import Training, read_sides  # noqa: E402
 from lockgate.registry.manifest import digest_of_manifest  # noqa: E402
 from lockgate.registry.scan import folder_manifest  # noqa: E402
 
@@ -178,4 +179,52 @@ def test_a_base_without_a_tokenizer_or_data_without_rows(tmp_path: Path, data: P
     with pytest.raises(UsageError, match="tokenizer"):
         run(tmp_path / "a", data, base=empty)
     with pytest.raises(UsageError, match=r"no \*\.jsonl"):
-        read_rows(empty)
+        read_sides(empty, Training(), 1)
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    """What the step `split` writes."""
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    lines = (MODELS / "chat-questions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for name, part in (("train", rows[:40]), ("validation", rows[40:52]), ("test", rows[52:60])):
+        columns = {key: [row[key] for row in part] for key in ("question", "answer")}
+        columns["label"] = [None] * len(part)  # a null is a field that is not there
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    return folder
+
+
+def test_tables_of_a_split_are_learned_and_measured(tmp_path: Path, tables: Path) -> None:
+    metrics, _ = run(tmp_path / "a", tables)
+    assert metrics["rows"] == 40
+    learn, held = read_sides(tables, Training(), 1)
+    assert (len(learn), len(held)) == (40, 12)
+    assert set(learn[0]) == {"question", "answer"}
+    learn, held = read_sides(tables, Training(files=("test.parquet",), holdout=0.5), 1)
+    assert len(learn) + len(held) == 8
+    learn, held = read_sides(tables, Training(files=("test.parquet",), held="train.parquet"), 1)
+    assert (len(learn), len(held)) == (8, 40)
+
+
+def test_jsonl_and_a_file_of_its_own_to_measure(data: Path) -> None:
+    (data / "held.jsonl").write_text('{"text": "a"}\n')
+    learn, held = read_sides(data, Training(held="held.jsonl"), 1)
+    assert (len(learn), len(held)) == (60, 1)
+
+
+@pytest.mark.parametrize("name", ["../rows.jsonl", "/etc/passwd", "none.jsonl"])
+def test_files_stay_in_the_dataset(data: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="has no file"):
+        read_sides(data, Training(files=(name,)), 1)
+
+
+def test_a_broken_table_is_told(data: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    (data / "x.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UsageError, match="no sound Parquet"):
+        read_sides(data, Training(files=("x.parquet",)), 1)

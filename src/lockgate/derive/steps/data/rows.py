@@ -95,17 +95,22 @@ def read_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[An
 
     `columns`: only those. A table has no metadata.
     """
+    read_schema(folder)
+    for path in rows_files(folder):
+        yield from read_file(path, columns)
+
+
+def read_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """Yields the rows of one Parquet file as tables; see `read_rows`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    read_schema(folder)
-    for path in rows_files(folder):
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in _batches(file, columns):
-                    yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
-        except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"{path.name} is no sound Parquet file: {error}") from error
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in _batches(file, columns):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{path.name} is no sound Parquet file: {error}") from error
 
 
 def _batches(file: Any, columns: Sequence[str] | None) -> Iterator[Any]:

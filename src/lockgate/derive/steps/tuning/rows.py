@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,29 +22,6 @@ class Row:
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     label: int = -1
-
-
-def read_rows(folder: Path) -> list[Mapping[str, Any]]:
-    """Returns the rows of every `*.jsonl` in `folder`; raises UsageError, naming the line."""
-    files = sorted(folder.glob("*.jsonl"))
-    if not files:
-        raise UsageError(f"the dataset {folder.name} has no *.jsonl")
-    found: list[Mapping[str, Any]] = []
-    for file in files:
-        with file.open("r", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                found.append(_object(line, f"{file.name}, line {number}"))
-    return found
-
-
-def _object(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise UsageError(f"{where} is no JSON object")
-    return row
 
 
 def split(
