@@ -25,7 +25,7 @@ def tell(site: Site, *, small: bool) -> list[list[str]]:
     """Tells the story; returns the rows of its table."""
     prepare(site, small=small)
     site.made("tune", MODEL, "task=classify", "from_scratch=true", "batch=32", "longest=48",
-              f"epochs={5 if small else 8}", "learning_rate=0.002",
+              f"epochs={5 if small else 6}", "learning_rate=0.002",
               base="acme/encoder:v1", data=f"{DATA}:v1")  # fmt: skip
     first = site.made("convert-onnx", MODEL, base=f"{MODEL}:v1")
     site.run("release", MODEL, first)
@@ -54,7 +54,7 @@ def tell(site: Site, *, small: bool) -> list[list[str]]:
 
 def prepare(site: Site, *, small: bool) -> None:
     """Publishes letters of two years and an encoder without weights; copies the example's files."""
-    count = 1200 if small else 4000
+    count = 1200 if small else 3000
     old, new = letters(1, count, new=False), letters(2, count, new=True)
     lines(site.folder / "last-year" / "train.jsonl", old)
     this = site.folder / "this-year"
@@ -68,7 +68,7 @@ def prepare(site: Site, *, small: bool) -> None:
     write_encoder(site.folder / "encoder", (one["text"] for one in old))
     site.run("publish", "encoder", "acme/encoder")
     site.files(HERE, ("suite.yaml", "gates.yaml", "release.yaml"))
-    site.files(HERE, ("pipeline.yaml",), {"EPOCHS": 2 if small else 4, "TRIALS": 3 if small else 8})
+    site.files(HERE, ("pipeline.yaml",), {"EPOCHS": 2 if small else 3, "TRIALS": 3 if small else 6})
 
 
 def confused(site: Site) -> str:
