@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.unit.derive.home import Home
+from tests.unit.derive.outside.taking import Taking
 
 from lockgate.core.errors import IntegrityError, StepFailedError, UsageError
 from lockgate.derive.again import reproduce
@@ -213,3 +215,17 @@ def test_secrets_of_an_address(address: str, known: list[str], told: str) -> Non
     )
     assert not any(secret in text for secret in known)
     assert hidden("require eu 5432 shop", secrets_of(address)) == "require eu 5432 shop"
+
+
+@pytest.mark.parametrize(("package", "address", "of"), [
+    ("psycopg", "postgresql://h/db", {"kind": "postgres", "query": "SELECT 1"}),
+    ("nats", "nats://h", {"kind": "nats", "stream": "s", "since": 1, "until": 2}),
+    ("obstore", "s3://b", {"kind": "objects"}),
+])  # fmt: skip
+def test_a_driver_that_is_not_installed_is_named(
+    package: str, address: str, of: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=f"the package {package}") as caught:
+        Taking(tmp_path, address, monkeypatch).take(**of)
+    assert "lockgate[sources]" in str(caught.value.hint)
