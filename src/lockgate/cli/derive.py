@@ -20,6 +20,7 @@ from lockgate.host.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from lockgate.client.client import Client
+    from lockgate.derive.pipeline import Planned
     from lockgate.derive.recipe import Given
     from lockgate.derive.run import Made, Site, Task
     from lockgate.derive.work import Workplace
@@ -224,18 +225,28 @@ def _ended(ctx: Context, name: str, made: Made | None) -> None:
     ctx.output.say(f"{name}: {made.version} ({how})  {numbers}")
 
 
-def _show_plan(ctx: Context, plan: Sequence[Any]) -> None:
-    rows = [
+def _show_plan(ctx: Context, plan: Sequence[Planned]) -> None:
+    rows: list[dict[str, Any]] = [
         {"stage": p.name, "what": p.what, "from": list(p.inputs), "to": p.to, "do": p.do,
-         "version": f"{p.version}" if p.version else None}
+         "version": f"{p.version}" if p.version else None, "runs": p.runs,
+         "took_s": p.took.seconds if p.took else None,
+         "took_bytes": p.took.peak_bytes if p.took else None}
         for p in plan
     ]  # fmt: skip
     ctx.output.value(rows, quiet=[f"{row['stage']} {row['do']}" for row in rows])
     ctx.output.table(
-        ("stage", "what", "from", "to", "will"),
-        [(r["stage"], r["what"], ", ".join(r["from"]), r["version"] or r["to"], r["do"])
-         for r in rows],
+        ("stage", "what", "from", "to", "will", "a run took"),
+        [(r["stage"], r["what"], ", ".join(r["from"]), r["version"] or r["to"], r["do"],
+          _cost(p)) for r, p in zip(rows, plan, strict=True)],
     )  # fmt: skip
+
+
+def _cost(planned: Planned) -> str:
+    """Returns what running the stage will probably take: what it took last time."""
+    if planned.took is None or planned.do == "reuse":
+        return ""
+    times = f"{planned.runs} × " if planned.runs > 1 else ""
+    return f"{times}{duration(planned.took.seconds)}, {size(planned.took.peak_bytes)}"
 
 
 def _read(file: Path) -> str:

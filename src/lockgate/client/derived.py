@@ -10,6 +10,7 @@ from lockgate.core.codec import to_json
 from lockgate.core.errors import NotFoundError
 from lockgate.core.events import VersionDerived, VersionJudged
 from lockgate.derive.recipe import Given
+from lockgate.derive.run import Took
 
 
 def record(client: Client, event: VersionDerived | VersionJudged) -> None:
@@ -58,6 +59,14 @@ class RemoteVersions:
             raise NotFoundError(f"no step made {model} v{found['number']}: it was published")
         recipe: Mapping[str, Any] = found["derived"][-1]["recipe"]
         return recipe
+
+    def took(self, step: str, model: str) -> Took | None:
+        """See `Versions.took`."""
+        try:
+            found = self._client.get(f"/models/{model}/steps/{step}")
+        except NotFoundError:
+            return None
+        return Took(seconds=found["seconds"], peak_bytes=found["peak_bytes"])
 
 
 def _given(view: Mapping[str, Any]) -> Given:

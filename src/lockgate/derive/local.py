@@ -8,6 +8,7 @@ from typing import Any
 from lockgate.core.errors import NotFoundError
 from lockgate.core.events import VersionDerived
 from lockgate.derive.recipe import Given
+from lockgate.derive.run import Took
 from lockgate.registry.service import Registry
 
 
@@ -49,3 +50,8 @@ class RegistryVersions:
         if not found.derived:
             raise NotFoundError(f"no step made {model} v{found.number}: it was published")
         return found.derived[-1].recipe
+
+    def took(self, step: str, model: str) -> Took | None:
+        """See `Versions.took`."""
+        found = self._registry.last_run(model, step)
+        return found if found is None else Took(seconds=found.seconds, peak_bytes=found.peak_bytes)

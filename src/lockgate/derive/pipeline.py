@@ -17,7 +17,7 @@ from lockgate.core.errors import LockgateError, NotFoundError, Problem, SpecErro
 from lockgate.core.names import check_model, check_target, split_reference
 from lockgate.core.units import parse_duration, parse_size
 from lockgate.derive.recipe import Given
-from lockgate.derive.run import THREADS, Made, Site, Task, derive, make_task
+from lockgate.derive.run import THREADS, Made, Site, Task, Took, derive, make_task
 from lockgate.derive.search.spec import SearchSpec
 from lockgate.derive.search.study import Trial
 from lockgate.derive.work import Heard, Workplace
@@ -113,7 +113,8 @@ class Planned:
     """What will become of a stage.
 
     `do`: `reuse` a version that is there, `run` the step, `judge` by gates, or `wait`: it depends
-    on what an earlier stage makes. `inputs` are as text.
+    on what an earlier stage makes. `inputs` are as text. `runs`: how often the step runs at most;
+    `took`: what one run took when it last made a version of this model.
     """
 
     name: str
@@ -122,6 +123,8 @@ class Planned:
     to: str
     do: Do
     version: Given | None = None
+    runs: int = 1
+    took: Took | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,15 +223,18 @@ class Pipeline:
             do: Do = "judge" if ready else "wait"
             return Planned(name=name, what=what, inputs=inputs, to=to, do=do)
         given = self._inputs(stage, made)
-        if given is None:
-            return Planned(name=name, what=what, inputs=inputs, to=to, do="wait")
-        if stage.search is not None:
-            return Planned(name=name, what=f"search over {what}", inputs=inputs, to=to, do="run")
-        known = self._task(name, stage, given).known(self._site.versions)
+        took = self._site.versions.took(what, to)
+        runs = stage.search.trials if stage.search is not None else 1
+        shown = f"search over {what}" if stage.search is not None else what
+        known = None
+        if given is not None and stage.search is None:
+            known = self._task(name, stage, given).known(self._site.versions)
         if known is not None:
             made[name] = known
-        do = "reuse" if known else "run"
-        return Planned(name=name, what=what, inputs=inputs, to=to, do=do, version=known)
+        do = "wait" if given is None else "reuse" if known else "run"
+        return Planned(
+            name=name, what=shown, inputs=inputs, to=to, do=do, version=known, runs=runs, took=took
+        )
 
     def run(
         self,

@@ -53,6 +53,18 @@ class Versions(Protocol):
         """Returns the recipe of a version; raises NotFoundError when no step made it."""
         ...
 
+    def took(self, step: str, model: str) -> Took | None:
+        """Returns what `step` took when it last made a version of `model`, None when it never."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Took:
+    """What a run of a step took: wall clock in seconds, memory at its peak in bytes."""
+
+    seconds: float
+    peak_bytes: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:

@@ -190,6 +190,15 @@ class Registry:
                     return version
         return None
 
+    def last_run(self, model: str, step: str) -> VersionDerived | None:
+        """Returns how `step` made the newest version of `model` that it made, None for none."""
+        known = self.models().get(model)
+        for version in reversed(known.versions if known else ()):
+            for made in reversed(version.derived):
+                if made.recipe.get("step") == step:
+                    return made
+        return None
+
     def record(self, event: VersionDerived | VersionJudged, *, actor: str) -> Version:
         """Keeps what a step or a gate says of a version; the same once more changes nothing.
 

@@ -68,6 +68,22 @@ def test_a_pipeline_is_planned_before_it_runs(home: Home) -> None:
     ]  # fmt: skip
 
 
+def test_a_plan_says_what_a_run_took_last_time(home: Home) -> None:
+    assert [planned.took for planned in pipeline(home).plan()] == [None, None, None]
+    made = run(home)
+    first, second, gate = pipeline(home).plan()
+    assert first.took is not None
+    assert first.took.seconds == pytest.approx(made["second"].seconds, abs=0.01)  # the newest
+    assert first.took.peak_bytes > 1_000_000
+    assert second.took is not None
+    assert gate.took is None
+    search = "search: {{over: {{settings.a: [1, 2]}}, goal: {{loss: minimize}}, trials: 2}}"
+    text = TEXT.replace("    step: command\n", f"    {search}\n    step: command\n", 1)
+    first, *_ = pipeline(home, text).plan()
+    assert (first.do, first.runs) == ("run", 2)
+    assert first.took is not None
+
+
 def test_a_pipeline_runs_its_stages_in_order(home: Home) -> None:
     asked: list[Gated] = []
     made = run(home, asked.append)

@@ -33,6 +33,15 @@ def router(control: Control, caller: Caller) -> APIRouter:
         view = version_view(found, registry.model(found.published.model))
         return {**view, "derived": to_json(found.derived)}
 
+    @api.get("/models/{owner}/{name}/steps/{step}")
+    def last_run(owner: str, name: str, step: str) -> dict[str, Any]:
+        """Returns how a step made the newest version that it made."""
+        found = registry.last_run(f"{owner}/{name}", step)
+        if found is None:
+            raise NotFoundError(f"{step} made no version of {owner}/{name}")
+        told: dict[str, Any] = to_json(found)
+        return told
+
     @api.post("/models/{owner}/{name}/versions/{version}/derived")
     def derived(
         owner: str, name: str, version: str, body: dict[str, Any], who: str = actor
