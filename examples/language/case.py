@@ -38,6 +38,11 @@ def tell(site: Site, *, small: bool) -> list[list[str]]:
     rows.append(row(site, best, "tuned, ONNX, int8", best, "passed", "promoted"))
 
     tuned = site.above(MODEL, site.above(MODEL, best, "quantized-from"), "converted-from")
+    int4 = site.made("quantize", MODEL, "kind=int4", "group_size=32", base=f"{MODEL}:{tuned}")
+    code = site.run("admit", MODEL, int4, codes=(0, 12, 15))
+    said = {0: "passed", 12: "held (12)", 15: "retrain (15)"}[code]
+    rows.append(row(site, int4, "tuned, int4 by groups of 32", int4, said, "–"))
+
     pruned = site.made("prune", MODEL, "method=magnitude", "sparsity=0.7", base=f"{MODEL}:{tuned}")
     code = site.run("admit", MODEL, pruned, codes=(15,))
     rows.append(row(site, pruned, "70 % of weights pruned", pruned, f"retrain ({code})", "–"))
