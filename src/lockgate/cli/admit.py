@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import click
 
@@ -35,6 +36,8 @@ Json = dict[str, Any]
               help="The file that lists them [gates.yaml].")  # fmt: skip
 @click.option("--baseline", metavar="MODEL:VERSION",
               help="What to compare with [what serves at the target].")  # fmt: skip
+@click.option("--at", metavar="URL", help="Where it is served already, to be asked there.")
+@click.option("--baseline-at", metavar="URL", help="Where what it is compared with is served.")
 @click.option("--fresh", is_flag=True, help="Ask again what was asked before.")
 @click.option("--approve", metavar="REASON", help="Say yes yourself, for the record, first.")
 @click.option("--card", type=click.Path(path_type=Path), help="Write a model card to this file.")
@@ -47,6 +50,8 @@ def admit(
     target: str,
     file: Path,
     baseline: str | None,
+    at: str | None,
+    baseline_at: str | None,
     fresh: bool,
     approve: str | None,
     card: Path | None,
@@ -63,8 +68,8 @@ def admit(
     with ctx.client() as client:
         if approve is not None:
             _approve(ctx, client, _subject(client, name, chosen), check_target(target), approve)
-        subject = _subject(client, name, chosen)
-        other = _baseline(client, subject, target, baseline)
+        subject = _served_at(_subject(client, name, chosen), at)
+        other = _served_at(_baseline(client, subject, target, baseline), baseline_at)
         admission = _judge(ctx, client, gates, subject, other, target, file.parent, fresh=fresh)
         if card is not None:
             _write_card(ctx, client, card, subject, admission, target)
@@ -91,6 +96,21 @@ def _subject(client: Client, model: str, version: str) -> Subject:
     judged = tuple(from_json(VersionJudged, item) for item in view["judged"])
     return Subject(model=model, number=view["number"], digest=view["digest"],
                    size=view["bytes_total"], judged=judged)  # fmt: skip
+
+
+@overload
+def _served_at(subject: Subject, url: str | None) -> Subject: ...
+@overload
+def _served_at(subject: Subject | None, url: str | None) -> Subject | None: ...
+def _served_at(subject: Subject | None, url: str | None) -> Subject | None:
+    """Returns the version, served at `url` where there is one; raises UsageError."""
+    from lockgate.client.elsewhere import check_address
+
+    if url is None:
+        return subject
+    if subject is None:
+        raise UsageError("nothing serves there that could be compared", hint="--baseline names it")
+    return replace(subject, at=check_address(url))
 
 
 def _baseline(

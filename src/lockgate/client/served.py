@@ -8,14 +8,14 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import httpx2
-
+from lockgate.client.caller import Caller
+from lockgate.client.elsewhere import Elsewhere
 from lockgate.core.digests import Digest, hex_of
-from lockgate.core.errors import LockgateError, TemporaryError, UsageError
+from lockgate.core.errors import LockgateError, UsageError
 from lockgate.core.traffic import Endpoint
 from lockgate.derive.work import Workplace
 from lockgate.fleet.api import Job as Serving
@@ -27,7 +27,6 @@ from lockgate.host.jobs.api import Ended, Job, Limits
 from lockgate.host.jobs.local import memory_of, tail
 
 _START_S = 120.0
-_ANSWER_S = 120.0
 _LOOK_S = 0.1
 
 
@@ -38,10 +37,11 @@ class Replica:
         port = free_port()
         endpoint = Endpoint(host="127.0.0.1", port=port)
         self.url = f"http://127.0.0.1:{port}"
+        self._source = source
         self._folder = folder
         self._stop = threading.Event()
         self._ended: Ended | None = None
-        self._http = httpx2.Client(base_url=self.url, timeout=_ANSWER_S, trust_env=False)
+        self._caller = Caller(self.url)
         launch = choose(source).launch(
             Serving(folder=source, model=subject.model, version=subject.digest, endpoint=endpoint)
         )
@@ -72,25 +72,19 @@ class Replica:
             self._passes(probe)
 
     def _passes(self, probe: Any) -> bool:
-        try:
-            answer = self._http.request(
-                probe.method, probe.path, json=probe.body and dict(probe.body)
-            )
-        except httpx2.HTTPError:
-            return False
-        return answer.is_success
+        return self._caller.passes(probe.method, probe.path, probe.body)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Served.post`."""
-        try:
-            answer = self._http.post(path, json=dict(body))
-            found = answer.json() if answer.is_success else None
-        except (httpx2.HTTPError, ValueError) as error:
-            raise TemporaryError(f"no answer from {self.url}{path}: {error}") from error
-        if not isinstance(found, dict):
-            said = answer.text[:200]
-            raise TemporaryError(f"{self.url}{path} answered {answer.status_code}: {said}")
-        return found
+        return self._caller.post(path, body)
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Generator[bytes, None, None]:
+        """See `Served.stream`."""
+        return self._caller.stream(path, body)
+
+    def folder(self) -> Path:
+        """See `Served.folder`."""
+        return self._source
 
     def memory(self) -> int:
         """See `Served.memory`."""
@@ -100,16 +94,19 @@ class Replica:
         """Ends it."""
         self._stop.set()
         self._thread.join()
-        self._http.close()
+        self._caller.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Replicas:
-    """Starts a replica for each version that is asked for; ends them all at the end."""
+    """Starts a replica for each version that is asked for; ends them all at the end.
+
+    A version that is served elsewhere is asked there.
+    """
 
     def __init__(self, place: Workplace) -> None:
         self._place = place
-        self._running: dict[str, Replica] = {}
+        self._running: dict[str, Replica | Elsewhere] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -118,17 +115,24 @@ class Replicas:
         for replica in self._running.values():
             replica.close()
 
-    def serve(self, subject: Subject) -> Replica:
+    def serve(self, subject: Subject) -> Replica | Elsewhere:
         """Returns the version's replica, started if it does not run yet."""
-        if subject.digest not in self._running:
-            source = self._place.input(subject.digest)
-            name = f"serve-{hex_of(Digest(subject.digest))[:12]}-{time.monotonic_ns():x}"
-            folder = self._place.folder / name
-            folder.mkdir(parents=True)
-            (folder / "tmp").mkdir()
-            try:
-                self._running[subject.digest] = Replica(subject, source, folder, self._place)
-            except LockgateError:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-        return self._running[subject.digest]
+        key = f"{subject.digest} {subject.at or ''}"
+        if key not in self._running:
+            self._running[key] = self._start(subject) if subject.at is None else self._find(subject)
+        return self._running[key]
+
+    def _find(self, subject: Subject) -> Elsewhere:
+        return Elsewhere(subject.at or "", subject, lambda: self._place.input(subject.digest))
+
+    def _start(self, subject: Subject) -> Replica:
+        source = self._place.input(subject.digest)
+        name = f"serve-{hex_of(Digest(subject.digest))[:12]}-{time.monotonic_ns():x}"
+        folder = self._place.folder / name
+        folder.mkdir(parents=True)
+        (folder / "tmp").mkdir()
+        try:
+            return Replica(subject, source, folder, self._place)
+        except LockgateError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise

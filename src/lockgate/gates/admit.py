@@ -23,7 +23,7 @@ from lockgate.core.errors import (
 )
 from lockgate.core.events import VersionJudged
 from lockgate.core.verdict import Verdict
-from lockgate.gates.api import Asked, Gate, Remedy
+from lockgate.gates.api import Asked, Gate, Remedy, Served, Subject
 
 GROUP = "lockgate.gates"
 HINT = "docs/gates.md describes every gate"
@@ -153,7 +153,17 @@ def _outcome(answers: Sequence[Answer]) -> Outcome:
 
 def _ask(one: Chosen, asked: Asked, wanted: str) -> Answer:
     asked.tell(one.gate.name, 0, 0)
-    verdict = one.gate.judge(one.settings, asked)
+    asked_at: set[str] = set()
+
+    def serve(subject: Subject) -> Served:
+        if subject.at is not None:
+            asked_at.add(subject.at)
+        return asked.serve(subject)
+
+    verdict = one.gate.judge(one.settings, replace(asked, serve=serve))
+    if asked_at:  # it stands in the ledger: nothing proves which bytes answered there
+        where = " and ".join(sorted(asked_at))
+        verdict = replace(verdict, reason=f"{verdict.reason} (asked at {where})")
     remedy: Remedy = "" if verdict.outcome == "pass" else one.gate.remedy
     return Answer(gate=one.gate.name, verdict=verdict, remedy=remedy, question=wanted)
 
@@ -171,8 +181,11 @@ def _known(one: Chosen, asked: Asked, wanted: str) -> Answer | None:
 
 
 def question(one: Chosen, asked: Asked) -> str:
-    """Returns the digest of all that decides a gate's answer: who, against whom, and every file."""
-    body = {
+    """Returns the digest of all that decides a gate's answer: who, against whom, and every file.
+
+    Where versions are served elsewhere, their addresses too.
+    """
+    body: dict[str, Any] = {
         "gate": one.gate.name,
         "settings": one.settings.model_dump(mode="json"),
         "candidate": asked.candidate.digest,
@@ -180,6 +193,9 @@ def question(one: Chosen, asked: Asked) -> str:
         "target": asked.target,
         "files": list(_digests(one, asked)),
     }
+    places = [subject and subject.at for subject in (asked.candidate, asked.baseline)]
+    if any(places):
+        body["at"] = places
     return digest_of(canonical.encode(body))
 
 

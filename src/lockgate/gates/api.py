@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,20 +15,24 @@ Remedy = Literal["", "retrain", "change", "approve"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A version that is judged, or that another one is compared with. `size` is in bytes."""
+    """A version that is judged, or that another one is compared with. `size` is in bytes.
+
+    `at` is where it is said to be served already, `http://host:port`; None: it is started here.
+    """
 
     model: str
     number: int
     digest: str
     size: int
     judged: tuple[VersionJudged, ...] = ()
+    at: str | None = None
 
     def __str__(self) -> str:
         return f"{self.model}:v{self.number}"
 
 
 class Served(Protocol):
-    """A version that answers: a replica of its own, on its real runtime."""
+    """A version that answers: a replica of its own, on its real runtime, or one at an address."""
 
     @property
     def url(self) -> str:
@@ -39,8 +43,16 @@ class Served(Protocol):
         """Returns the JSON answer; raises TemporaryError for none, or for a status above 399."""
         ...
 
-    def memory(self) -> int:
-        """Returns the resident bytes of its processes now."""
+    def stream(self, path: str, body: Mapping[str, Any]) -> Generator[bytes, None, None]:
+        """Yields the answer's bytes as they come; raises TemporaryError as `post` does."""
+        ...
+
+    def memory(self) -> int | None:
+        """Returns the resident bytes of its processes now; None where they are not ours to see."""
+        ...
+
+    def folder(self) -> Path:
+        """Returns the folder with the version's files, restored from the store."""
         ...
 
 

@@ -7,29 +7,35 @@ busy machine is busy for both.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, get_args
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lockgate.core.document import ours
-from lockgate.core.errors import TemporaryError
+from lockgate.core.errors import UsageError
 from lockgate.core.units import parse_duration, parse_ratio, parse_size
 from lockgate.core.verdict import CheckResult, Outcome, Verdict
-from lockgate.gates.api import Asked, Served, Subject, verdict_of
+from lockgate.gates.api import Asked, Subject, verdict_of
+from lockgate.gates.measure.load import Load, ask, join, put_load, requests_of
 from lockgate.gates.tasks.questions import read_rows
 
 Ratio = Annotated[float, BeforeValidator(ours(parse_ratio))]
 Duration = Annotated[float, BeforeValidator(ours(parse_duration))]
 Size = Annotated[int, BeforeValidator(ours(parse_size))]
+Time = Literal[
+    "latency_p50", "latency_p95", "latency_p99", "ttft_p50", "ttft_p95", "ttft_p99",
+    "tpot_p50", "tpot_p95", "tpot_p99",
+]  # fmt: skip
+Figures = Mapping[str, float]
+_TIMES = get_args(Time)
 _PARTS = 4
-_MOST_THREADS = 256
+_WHY_NOT = {
+    "memo": "its processes are not ours to see",
+    "ttft": "no streamed answer said anything",
+    "tpot": "no streamed answer had two tokens",
+}
 
 
 class Limit(BaseModel):
@@ -57,8 +63,12 @@ class PerformanceSettings(BaseModel):
     warm_up: Annotated[int, Field(ge=0, le=10_000)] = Field(
         default=8, description="requests before, that are not counted"
     )
-    seconds: dict[Literal["latency_p50", "latency_p95", "latency_p99"], Limit] = Field(
-        default_factory=dict, description="times to the whole answer"
+    stream: bool = Field(
+        default=False, description="have every answer of a language model streamed"
+    )
+    seconds: dict[Time, Limit] = Field(
+        default_factory=dict,
+        description="latency: to the whole answer; ttft: to the first token; tpot: between tokens",
     )
     tokens_per_second: Limit | None = Field(
         default=None, description="completion tokens of all answers a second of serving"
@@ -71,30 +81,6 @@ class PerformanceSettings(BaseModel):
     cost_per_1000_tokens: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="at most, in the price's currency, at this load"
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What a version did under load: seconds of each answer, tokens, failures."""
-
-    seconds: tuple[float, ...] = ()
-    tokens: int = 0
-    failed: int = 0
-    busy_s: float = 0.0
-    memory: int = 0
-
-    def figures(self, price: float | None) -> dict[str, float]:
-        """Returns the figures by name; `cost_per_1000_tokens` with a price an hour."""
-        times = np.array(self.seconds or (float("inf"),))
-        found = {f"latency_p{p}": float(np.quantile(times, p / 100)) for p in (50, 95, 99)}
-        asked = len(self.seconds) + self.failed
-        found["errors"] = self.failed / asked if asked else 1.0
-        rate = self.tokens / self.busy_s if self.busy_s else 0.0
-        found["tokens_per_second"] = rate
-        found["memory"] = float(self.memory)
-        if price is not None:
-            found["cost_per_1000_tokens"] = price / 3.6 / rate if rate else float("inf")
-        return found
 
 
 class Performance:
@@ -125,11 +111,10 @@ class Performance:
             limits["memory"] = Limit(at_most=float(settings.memory))
         if settings.cost_per_1000_tokens is not None and "cost_per_1000_tokens" in ours_:
             limits["cost_per_1000_tokens"] = Limit(at_most=settings.cost_per_1000_tokens)
-        count = len(loads[0].seconds)
         checks = [
             check
             for name, limit in limits.items()
-            for check in _checks(name, limit, ours_[name], (other or {}).get(name), count)
+            for check in _checks(name, limit, ours_, other, _count(name, loads[0]))
         ]
         return verdict_of(checks, asked.now)
 
@@ -137,70 +122,50 @@ class Performance:
 def _measure(
     settings: PerformanceSettings, subjects: Sequence[Subject], asked: Asked
 ) -> list[Load]:
-    rows = read_rows(asked.files(settings.requests))
+    requests = requests_of(read_rows(asked.files(settings.requests)), stream=settings.stream)
+    if any(_of_stream(name) for name in settings.seconds) and not any(r.stream for r in requests):
+        raise UsageError(
+            "no request streams its answer, so that no token can be timed",
+            hint="set 'stream: true', or \"stream\": true in a request's body",
+        )
     served = [asked.serve(subject) for subject in subjects]
     for one in served:
         for number in range(settings.warm_up):
-            _ask(one, rows[number % len(rows)])
+            ask(one, requests[number % len(requests)])
     loads = [Load() for _ in served]
     for part in range(_PARTS):
         for index, one in enumerate(served):
             asked.tell(f"load on {subjects[index]}", part * len(served) + index,
                        _PARTS * len(served))  # fmt: skip
-            found = _load(one, rows, settings.rate, settings.last / _PARTS, asked.seed + part)
-            loads[index] = _join(loads[index], found)
+            found = put_load(one, requests, settings.rate, settings.last / _PARTS,
+                             asked.seed + part)  # fmt: skip
+            loads[index] = join(loads[index], found)
     return loads
 
 
-def _join(one: Load, other: Load) -> Load:
-    return Load(
-        seconds=one.seconds + other.seconds, tokens=one.tokens + other.tokens,
-        failed=one.failed + other.failed, busy_s=one.busy_s + other.busy_s,
-        memory=max(one.memory, other.memory),
-    )  # fmt: skip
+def _of_stream(name: str) -> bool:
+    return name.startswith(("ttft", "tpot"))
 
 
-def _load(
-    served: Served, rows: Sequence[Mapping[str, Any]], rate: float, last: float, seed: int
-) -> Load:
-    """Begins `rate` requests a second for `last` seconds; waits for all answers.
-
-    A request's time counts from when it should have begun, so that waiting in line is not left out.
-    """
-    draw = np.random.default_rng(seed)
-    count = max(1, round(rate * last))
-    chosen = draw.integers(0, len(rows), count)
-    began = time.monotonic()
-
-    def ask(number: int) -> tuple[float, int] | None:
-        due = began + number / rate
-        time.sleep(max(0.0, due - time.monotonic()))
-        tokens = _ask(served, rows[int(chosen[number])])
-        return None if tokens is None else (time.monotonic() - due, tokens)
-
-    with ThreadPoolExecutor(min(_MOST_THREADS, count), thread_name_prefix="load") as pool:
-        found = list(pool.map(ask, range(count)))
-    good = [item for item in found if item is not None]
-    return Load(
-        seconds=tuple(seconds for seconds, _ in good), tokens=sum(tokens for _, tokens in good),
-        failed=len(found) - len(good), busy_s=time.monotonic() - began, memory=served.memory(),
-    )  # fmt: skip
-
-
-def _ask(served: Served, row: Mapping[str, Any]) -> int | None:
-    """Returns the completion tokens of one answer; None when there was none."""
-    body = row.get("body", {})
-    try:
-        said = served.post(str(row.get("path", "/v1/chat/completions")), body)
-        usage = said.get("usage") or {}
-        return int(usage.get("completion_tokens", 0))
-    except (TemporaryError, json.JSONDecodeError, TypeError, ValueError):
-        return None
+def _count(name: str, load: Load) -> int:
+    of = {"ttft": load.first, "tpot": load.between}
+    return len(of.get(name[:4], load.seconds))
 
 
 def _checks(
-    name: str, limit: Limit, value: float, baseline: float | None, count: int
+    name: str, limit: Limit, ours_: Figures, other: Figures | None, count: int
 ) -> Iterator[CheckResult]:
+    value = ours_.get(name)
+    baseline = other.get(name) if other else None
+    lost = limit.worse_by_at_most is not None and other is not None and baseline is None
+    if value is None or lost:
+        whose = " of what serves" if lost else ""
+        yield CheckResult(
+            check=name, signal=name, outcome="hold", n=count,
+            value=value, baseline=baseline,
+            reason=f"{name}{whose} was not measured: {_WHY_NOT[name[:4]]}",
+        )  # fmt: skip
+        return
     higher = name == "tokens_per_second"
     wanted: list[tuple[str, float, Callable[[float, float], bool]]] = []
     if limit.at_most is not None:
@@ -217,6 +182,6 @@ def _checks(
         was = "" if baseline is None else f", what serves has {baseline:.4g}"
         yield CheckResult(
             check=f"{name} {side} {bound:.4g}", signal=name, outcome=outcome, value=value,
-            baseline=baseline, limit=bound, n=count, unit="s" if "latency" in name else "",
+            baseline=baseline, limit=bound, n=count, unit="s" if name in _TIMES else "",
             reason=f"{name} is {value:.4g}{was}, {side} {bound:.4g} is wanted",
         )  # fmt: skip

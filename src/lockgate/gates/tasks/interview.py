@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lockgate.core.errors import UsageError
-from lockgate.gates.api import Asked, Subject
+from lockgate.gates.api import Asked, Served, Subject
 from lockgate.gates.tasks.ask import answer
 from lockgate.gates.tasks.questions import Answered, read_rows
 from lockgate.gates.tasks.specs import SuiteSpec, read_suite
@@ -31,16 +31,18 @@ def _data(suite: Path, name: str, asked: Asked) -> Path:
 def interview(suite: str, subject: Subject, asked: Asked) -> dict[str, Answered]:
     """Returns what each task of `suite` found out of `subject`, by the task's name."""
     path = asked.files(suite)
-    key = (str(path), subject.digest)
+    spec = read_suite(path)
+    served = asked.serve(subject)
+    key = (str(path), f"{subject.digest} {subject.at or ''}")
     if key not in asked.answered:
-        asked.answered[key] = _interview(path, subject, asked)
+        asked.answered[key] = _interview(spec, path, subject, served, asked)
     found: dict[str, Answered] = asked.answered[key]
     return found
 
 
-def _interview(path: Path, subject: Subject, asked: Asked) -> dict[str, Answered]:
-    spec: SuiteSpec = read_suite(path)
-    served = asked.serve(subject)
+def _interview(
+    spec: SuiteSpec, path: Path, subject: Subject, served: Served, asked: Asked
+) -> dict[str, Answered]:
     found: dict[str, Answered] = {}
     for name, task in spec.tasks.items():
         rows = read_rows(_data(path, task.data, asked), task.limit)
