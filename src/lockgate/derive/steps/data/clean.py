@@ -238,7 +238,7 @@ class _Changes:
         import pyarrow.compute as pc
 
         kind = type_name(column.type)
-        whole = all(float(end).is_integer() for end in span)
+        whole = all(_is_int64(end) for end in span)
         if kind not in ("int64", "float64") or (kind == "int64" and not whole):
             raise _no_such(name, column.type, "clip", "numbers are clipped, integers at integers")
         low, high = (pa.scalar(int(e) if kind == "int64" else float(e), column.type) for e in span)
@@ -283,7 +283,11 @@ def _fits(kind: Any, value: Value) -> bool:
         return name == "bool"
     if isinstance(value, str):
         return name == "string"
-    return name == "float64" or (name == "int64" and float(value).is_integer())
+    return name == "float64" or (name == "int64" and _is_int64(value))
+
+
+def _is_int64(value: float) -> bool:
+    return float(value).is_integer() and -(2**63) <= value < 2**63
 
 
 def _no_such(name: str, kind: Any, what: str, why: str) -> UsageError:

@@ -64,7 +64,8 @@ class IngestParameters(BaseModel):
         default="refuse", description="NaN and infinities in float64"
     )
     formulas: Literal["report", "refuse"] = Field(
-        default="report", description="texts that a spreadsheet would run: = + - @ and a letter"
+        default="report",
+        description="texts that a spreadsheet would run: =…, and + - @ with a letter",
     )
     longest: Annotated[int, Field(ge=1, le=1 << 24)] = Field(
         default=1 << 20, description="bytes of a text"
@@ -194,6 +195,8 @@ class _Ingesting:
                 f"{chunk.source} has no column {absent[0]!r}, which is declared",
                 hint=f"it has: {', '.join(list(chunk.columns)[:50])}",
             )
+        if len(chunk.columns) == 1 and any(mark in next(iter(chunk.columns)) for mark in ";\t|"):
+            self._work.log(f"{chunk.source} has one column: is another 'delimiter' meant?")
         for name in chunk.columns:
             self._types[name] = asked.get(name) or infer(chunk, name, self._rules)
         self._schema = pa.schema([(name, arrow_type(kind)) for name, kind in self._types.items()])

@@ -8,6 +8,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from lockgate.core.errors import UsageError
+from lockgate.derive.steps.data.reading import calendar
+from lockgate.derive.steps.data.reading.files import shown
+from lockgate.derive.steps.data.reading.tables import Reject, check_names, clip
 
 FILE = "rows.parquet"
 GROUP_ROWS = 1 << 17
@@ -67,12 +70,15 @@ def rows_files(folder: Path) -> list[Path]:
     """Returns the Parquet files of a dataset's folder; raises UsageError when there is none."""
     found = sorted(folder.glob("*.parquet"))
     if not found:
-        raise UsageError(f"{folder.name} has no *.parquet", hint="make it with the step ingest")
+        raise UsageError("the dataset has no *.parquet", hint="make it with the step ingest")
     return found
 
 
 def read_schema(folder: Path) -> Any:
-    """Returns the Arrow schema that all Parquet files of a folder have; raises UsageError."""
+    """Returns the Arrow schema that all Parquet files of a folder have.
+
+    Raises UsageError for broken files, other schemas, and types that have no place in a flat table.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -82,12 +88,31 @@ def read_schema(folder: Path) -> Any:
             schemas.append(pq.read_schema(path).remove_metadata())
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"{path.name} is no sound Parquet file: {error}") from error
+        _check_flat(shown(path.name), schemas[-1])
         if schemas[-1] != schemas[0]:
             raise UsageError(
-                f"{path.name} has other columns than the files before it",
+                f"{shown(path.name)} has other columns than the files before it",
                 hint="bring them into one form with the step ingest",
             )
     return schemas[0]
+
+
+def _check_flat(name: str, schema: Any) -> None:
+    import pyarrow.types as pt
+
+    check_names(name, schema.names)
+    for field in schema:
+        kind = field.type
+        plain = (
+            pt.is_boolean(kind) or (pt.is_integer(kind) and not pt.is_uint64(kind))
+            or pt.is_floating(kind) or pt.is_date32(kind) or pt.is_string(kind)
+            or (pt.is_timestamp(kind) and kind.unit != "ns") or pt.is_null(kind)
+        )  # fmt: skip
+        if not plain:
+            raise UsageError(
+                f"{name}, column {clip(field.name)} is {kind}, which has no place in a flat table",
+                hint="the step ingest brings rows into plain types",
+            )
 
 
 def read_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
@@ -107,10 +132,21 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[Any]
 
     try:
         with pq.ParquetFile(path) as file:
+            row = 1
             for batch in _batches(file, columns):
+                _check_times(shown(path.name), batch, row)
+                row += batch.num_rows
                 yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path.name} is no sound Parquet file: {error}") from error
+
+
+def _check_times(name: str, batch: Any, row: int) -> None:
+    """Raises UsageError for a date or time that no calendar has; `row` is that of the first."""
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if found := calendar.strays(column):
+            reject = Reject(source=name, row=row + found[0], column=field.name, reason=calendar.WHY)
+            raise UsageError(f"{reject}", hint="ingest the source anew: it refuses such rows")
 
 
 def _batches(file: Any, columns: Sequence[str] | None) -> Iterator[Any]:

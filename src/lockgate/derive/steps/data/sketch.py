@@ -186,7 +186,7 @@ def hash_array(array: Any) -> Hashes:
     if pt.is_string(array.type):
         found = _of_texts(array)
     elif pt.is_floating(array.type):
-        plain = pc.fill_null(array, 0.0).to_numpy(zero_copy_only=False) + 0.0
+        plain = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False) + 0.0
         found = np.where(np.isnan(plain), np.nan, plain).view(np.uint64)
     else:
         wide = array.cast(pa.int32()) if pt.is_date32(array.type) else array

@@ -53,7 +53,7 @@ class Spill:
         plain = table.select(self._keys)
         for place, column in enumerate(plain.columns):
             if pa.types.is_floating(column.type):
-                plain = plain.set_column(place, plain.field(place), _plain(column))
+                plain = plain.set_column(place, plain.schema.names[place], _plain(column))
         places = (hash_rows(plain) % np.uint64(_PARTS)).astype(np.int64)
         plain = plain.append_column(AT, pa.array(np.asarray(at, np.int64)))
         plain = plain.append_column(SIDE, pa.array(np.asarray(side, np.int64)))
@@ -121,8 +121,9 @@ class Spill:
 
 
 def _plain(column: Any) -> Any:
-    """Returns floats with one zero and one NaN, so that equal ones have equal bits."""
+    """Returns floats as float64 with one zero and one NaN: equal ones have equal bits."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    column = pc.cast(column, pa.float64())
     return pc.if_else(pc.is_nan(column), pa.scalar(float("nan")), pc.add(column, 0.0))

@@ -278,4 +278,6 @@ def _strata(column: Any) -> Iterator[tuple[Any, NDArray[np.int64]]]:
     coded = column.combine_chunks().dictionary_encode(null_encoding="encode")
     indices = coded.indices.to_numpy(zero_copy_only=False)
     for place, value in enumerate(coded.dictionary.to_pylist()):
+        if isinstance(value, float) and math.isnan(value):
+            value = "NaN"  # noqa: PLW2901 - a NaN is not equal to itself, and would be no key
         yield value, np.flatnonzero(indices == place)

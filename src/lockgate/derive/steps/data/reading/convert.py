@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lockgate.core.errors import UsageError
+from lockgate.derive.steps.data.reading import calendar
 from lockgate.derive.steps.data.reading.tables import Chunk, Reject, clip
 
 ColumnType = Literal["bool", "int64", "float64", "date", "timestamp", "string"]
@@ -29,7 +30,7 @@ _GUESSES: dict[ColumnType, str] = {  # what a type is inferred from: 007 is a na
     "date": _FORMS["date"],
     "timestamp": _FORMS["timestamp"],
 }
-_FORMULA = r"\A[=+\-@][A-Za-z]"
+_FORMULA = r"\A[\t\r\n ]*(?:=.|[+\-@][A-Za-z]|[+\-@].*\|.*!)"  # the last: DDE, -1+cmd|'/C x'!A0
 _PYTHON: dict[str, set[type]] = {
     "bool": {bool}, "int64": {int}, "float64": {int, float}, "string": {str},
     "date": {str}, "timestamp": {str},
@@ -118,7 +119,7 @@ def convert(chunk: Chunk, name: str, kind: ColumnType, rules: CellRules) -> Conv
     elif chunk.form == "values":
         made = _from_values(chunk.columns[name], kind)
     else:
-        made = _from_arrow(chunk.columns[name], kind)
+        made = _from_arrow(chunk, name, kind)
     return _checked(made, kind, rules)
 
 
@@ -245,17 +246,20 @@ def _float(cell: Any) -> float | None:
         return float("inf")
 
 
-def _from_arrow(array: Any, kind: ColumnType) -> Converted:
+def _from_arrow(chunk: Chunk, name: str, kind: ColumnType) -> Converted:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.types as pt
 
+    array = chunk.columns[name]
     if pt.is_dictionary(array.type):
         array = array.dictionary_decode()
     try:
         array.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise UsageError(f"a Parquet column is not sound: {error}", hint="make it again") from error
+        raise UsageError(
+            f"{chunk.source}, column {clip(name)} is not sound: {error}", hint="make it again"
+        ) from error
     if pt.is_decimal(array.type) and kind == "float64":
         return Converted(array=pc.cast(array, pa.float64(), safe=False), bad={})
     one = arrow_type(kind)
@@ -265,15 +269,39 @@ def _from_arrow(array: Any, kind: ColumnType) -> Converted:
             return Converted(array=pc.cast(array, one), bad={})
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             pass
-    return _each(array.to_pylist(), kind, lambda cell: pc.cast(pa.array([cell], array.type), one))
+    return _each(
+        [_value(cell) for cell in array], kind,
+        lambda cell: pc.cast(pa.array([cell], array.type), one),
+    )  # fmt: skip
+
+
+def _value(cell: Any) -> Any:
+    """Returns a cell as Python has it, as text where it has no such time."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        return cell.as_py()
+    except (OverflowError, ValueError):
+        try:
+            return pc.cast(cell, pa.string()).as_py()
+        except pa.ArrowException:
+            return str(cell.value)
 
 
 def _checked(made: Converted, kind: ColumnType, rules: CellRules) -> Converted:
     """Adds what is bad in values that have the right type, and takes it out."""
+    import numpy as np
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     array, bad = made.array, dict(made.bad)
     formulas: tuple[int, ...] = ()
+    if stray := calendar.strays(array):
+        bad |= dict.fromkeys(stray, calendar.WHY)
+        gone = np.zeros(len(array), bool)
+        gone[stray] = True
+        array = pc.if_else(pa.array(gone), pa.scalar(None, array.type), array)
     if kind == "float64" and not rules.nonfinite:
         for i in _places(pc.invert(pc.is_finite(array))):
             bad[i] = f"{array[i].as_py()} is not finite, and nonfinite is not allowed"

@@ -78,7 +78,7 @@ def find_sources(folder: Path, patterns: Sequence[str], factor: int) -> list[Sou
     paths = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else [folder]
     found: list[Source] = []
     for path in paths:
-        name = path.relative_to(root).as_posix()
+        name = shown(path.relative_to(root).as_posix())
         if patterns and not any(fnmatch(name, pattern) for pattern in patterns):
             continue
         if not path.resolve().is_relative_to(root.resolve()):
@@ -86,10 +86,16 @@ def find_sources(folder: Path, patterns: Sequence[str], factor: int) -> list[Sou
         found.extend(_sources(path, name, factor, asked=bool(patterns)))
     if not found:
         raise UsageError(
-            f"{folder.name} has no CSV, JSON lines, Parquet or SQLite file that was asked for",
-            hint="names end with .csv .tsv .jsonl .ndjson .parquet .sqlite .db, or those and .gz",
+            "the source has no CSV, JSON lines, Parquet or SQLite file that was asked for",
+            hint="names end with .csv .tsv .jsonl .ndjson (these also in .gz and .zip), "
+            ".parquet .sqlite .sqlite3 .db",
         )
     return found
+
+
+def shown(name: str) -> str:
+    """Returns a file's name as it may stand in a sentence: on one line, in UTF-8."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def _sources(path: Path, name: str, factor: int, *, asked: bool) -> Iterator[Source]:
@@ -119,7 +125,7 @@ def _members(path: Path, name: str, size: int, factor: int) -> Iterator[Source]:
     """Yields the tables in a zip archive; they are read where they are, so no path is written."""
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
+            infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UsageError(f"{name} is no sound zip archive: {error}") from error
     total = sum(info.file_size for info in infos)
@@ -134,7 +140,7 @@ def _members(path: Path, name: str, size: int, factor: int) -> Iterator[Source]:
         kind = _KINDS.get(suffix)
         if kind not in ("csv", "jsonl"):
             continue
-        inner = f"{name}/{info.filename}"
+        inner = f"{name}/{shown(info.filename)}"
         yield Source(
             name=inner, kind=kind, path=path, size=info.compress_size, tabs=suffix == ".tsv",
             open=_member_opener(path, info.filename, inner, size, factor),
@@ -147,7 +153,7 @@ def _member_opener(
     def opened() -> Bounded:
         try:
             stream = zipfile.ZipFile(path).open(member)  # noqa: SIM115
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, KeyError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, KeyError) as error:
             raise UsageError(f"{name} can't be unpacked: {error}") from error
         return Bounded(stream, name, size, factor)
 
@@ -157,6 +163,8 @@ def _member_opener(
 def _refuse_member(name: str, info: zipfile.ZipInfo) -> None:
     inner = info.filename
     parts = PurePosixPath(inner.replace("\\", "/")).parts
+    if not parts:
+        raise UsageError(f"{name} has a file without a name: {inner!r}", hint="pack again")
     if inner.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
         raise UsageError(f"{name} has a path that leaves the folder: {inner!r}", hint="pack again")
     if stat.S_ISLNK(info.external_attr >> 16):

@@ -276,8 +276,19 @@ def json_chunks(source: Source, declared: Sequence[str]) -> Iterator[Chunk]:
                 rejects.append(Reject(source=source.name, row=number, column="", reason=str(error)))
         if names is None:
             found = dict.fromkeys(name for row in rows for name in row)
+            if not found and not declared:
+                raise _nameless(source.name, rejects)
             names = check_names(source.name, [*found, *(d for d in declared if d not in found)])
         yield _values_chunk(source.name, names, rows, numbers, rejects)
+
+
+def _nameless(name: str, rejects: Sequence[Reject]) -> UsageError:
+    """Returns the error for JSON lines that begin without one row that has names."""
+    if rejects:
+        return UsageError(
+            f"{rejects[0]}", hint='one object a line: {"name": "Ann", "age": 3}, no list around it'
+        )
+    return UsageError(f"{name} has no names: its rows are empty", hint="leave the file out")
 
 
 def _object(line: bytes) -> dict[str, Any]:
