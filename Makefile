@@ -6,7 +6,7 @@ DEV := $(VENV)/dev
 DEMO := $(VENV)/demo
 BENCH := $(VENV)/bench
 OUT ?= .demo
-EXTRAS := $(if $(filter all,$(LOCKGATE_REQUIRE)),dev derive examples,dev)
+EXTRAS := $(if $(filter all,$(LOCKGATE_REQUIRE)),dev derive examples inspect reference,dev)
 
 .PHONY: demo test test-s3 lint bench bench-store bench-judge models sanitize fuzz clean
 

@@ -7,16 +7,33 @@ from pathlib import Path
 
 from lockgate.core.errors import UsageError
 from lockgate.gates.api import Asked, Served, Subject
-from lockgate.gates.tasks.ask import answer
+from lockgate.gates.tasks.ask import answer, answer_outside, read_outside
 from lockgate.gates.tasks.questions import Answered, read_rows
-from lockgate.gates.tasks.specs import SuiteSpec, read_suite
+from lockgate.gates.tasks.specs import HarnessTask, SuiteSpec, Task, read_suite
 
 
 def suite_files(suite: str, asked: Asked) -> Sequence[Path]:
     """Returns a suite's file and those of its data; raises what reading it raises."""
     path = asked.files(suite)
     found = read_suite(path)
-    return (path, *(_data(path, task.data, asked) for task in found.tasks.values()))
+    return (path, *(file for task in found.tasks.values() for file in _read(path, task, asked)))
+
+
+def _read(suite: Path, task: Task, asked: Asked) -> Sequence[Path]:
+    if isinstance(task, HarnessTask):
+        return read_outside(task, _folder(suite, task.include))
+    return (_data(suite, task.data, asked),)
+
+
+def _folder(suite: Path, name: str) -> Path:
+    """Returns a folder beside the suite; raises UsageError for none, or one that is elsewhere."""
+    folder = suite.parent / name
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}", hint="`include` is beside the suite")
+    inside = folder.resolve() != suite.parent.resolve()
+    if not inside or not folder.resolve().is_relative_to(suite.parent.resolve()):
+        raise UsageError(f"{name} is no folder below the suite's")
+    return folder
 
 
 def _data(suite: Path, name: str, asked: Asked) -> Path:
@@ -45,8 +62,13 @@ def _interview(
 ) -> dict[str, Answered]:
     found: dict[str, Answered] = {}
     for name, task in spec.tasks.items():
-        rows = read_rows(_data(path, task.data, asked), task.limit)
         title = f"{spec.suite}/{name} of {subject}"
+        if isinstance(task, HarnessTask):
+            asked.tell(title, 0, 0)
+            folder = _folder(path, task.include)
+            found[name] = answer_outside(task, folder, served, subject.model)
+            continue
+        rows = read_rows(_data(path, task.data, asked), task.limit)
         found[name] = answer(
             task, rows, served, subject.model, asked.scores,
             lambda done, total, title=title: asked.tell(title, done, total),  # type: ignore[misc]

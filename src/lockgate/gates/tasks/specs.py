@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lockgate.core import document
+from lockgate.core.document import ours
 from lockgate.core.errors import UsageError
+from lockgate.core.units import parse_duration
 
+Duration = Annotated[float, BeforeValidator(ours(parse_duration)), Field(gt=0, le=604_800)]
 Limit = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -101,7 +104,41 @@ class PerplexityTask(_Strict):
     limit: Limit | None = None
 
 
-Task = ChatTask | TableTask | RankTask | ClassifyTask | PerplexityTask
+class LmEvalTask(_Strict):
+    """One task of lm-evaluation-harness, in a folder beside the suite: its YAML, data and code."""
+
+    kind: Literal["lm_eval"]
+    include: str = Field(description="the folder; its Python is code that is run")
+    task: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
+    shots: Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        default=None, description="examples before each question; none: as the task says"
+    )
+    chat_template: bool = Field(default=False, description="put prompts as a chat")
+    max_length: Annotated[int, Field(ge=2, le=10_000_000)] | None = Field(
+        default=None, description="tokens of a prompt; none: the version's context"
+    )
+    at_once: Annotated[int, Field(ge=1, le=256)] = 8
+    timeout: Duration = 3600.0
+    limit: Limit | None = None
+
+
+class InspectTask(_Strict):
+    """One task of Inspect, in a folder beside the suite: its Python file and its data."""
+
+    kind: Literal["inspect"]
+    include: str = Field(description="the folder; its Python is code that is run")
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}\.py$")]
+    task: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    at_once: Annotated[int, Field(ge=1, le=256)] = 8
+    timeout: Duration = 3600.0
+    limit: Limit | None = None
+
+
+RowsTask = ChatTask | TableTask | RankTask | ClassifyTask | PerplexityTask
+HarnessTask = LmEvalTask | InspectTask
+Task = RowsTask | HarnessTask
 TaskSpec = Annotated[Task, Field(discriminator="kind")]
 
 
