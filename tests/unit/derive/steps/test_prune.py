@@ -51,6 +51,29 @@ def test_magnitude_removes_exactly_the_smallest(tmp_path: Path, scope: str) -> N
     )
 
 
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_magnitude_removes_what_torch_s_own_pruning_does(tmp_path: Path, scope: str) -> None:
+    torch: Any = pytest.importorskip("torch", reason="torch is not installed")
+    from torch.nn.utils import prune
+
+    base = write_model(tmp_path / "m", blocks())
+    before = read(base)
+    after = read(
+        Run(tmp_path)(Prune(), {"base": base}, method="magnitude", sparsity=0.4, scope=scope)
+    )
+    layers = {}
+    for name in pruned_names(before):
+        layers[name] = torch.nn.Linear(before[name].shape[1], before[name].shape[0], bias=False)
+        layers[name].weight.data = torch.from_numpy(before[name].copy())
+    if scope == "global":
+        every = [(layer, "weight") for layer in layers.values()]
+        prune.global_unstructured(every, pruning_method=prune.L1Unstructured, amount=0.4)
+    for name, layer in layers.items():
+        if scope == "tensor":
+            prune.l1_unstructured(layer, "weight", amount=0.4)
+        assert (after[name] == layer.weight.detach().numpy()).all()
+
+
 def test_two_of_four_stay(tmp_path: Path) -> None:
     run = Run(tmp_path)
     before = read(CHAT)
