@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-
 from lockgate.core.digests import hex_of
 from lockgate.core.errors import IntegrityError, UsageError
 from lockgate.derive.recipe import Given
 from lockgate.derive.run import Made, Site, make_task
 from lockgate.derive.work import Workplace
+from lockgate.host import trees
 from lockgate.host.jobs.api import Limits
 from lockgate.registry.manifest import digest_of_manifest
 from lockgate.registry.scan import folder_manifest
@@ -38,7 +37,7 @@ def reproduce(model: str, version: str, site: Site, place: Workplace, limits: Li
     with place.claim("again-" + hex_of(task.recipe.digest)[:24]) as folder:
         ran = place.run(task.recipe, task.parameters, folder, task.limits, task.outside)
         digest = digest_of_manifest(folder_manifest(ran.out))
-        shutil.rmtree(folder, ignore_errors=True)
+        trees.remove(folder)
     if digest != found.digest:
         raise IntegrityError(
             f"run again, {body['step']} gives {digest}, which is not {found}",

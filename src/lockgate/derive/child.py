@@ -9,7 +9,9 @@ the job's folder, whole or not there: the metrics, or the error in the form of t
 from __future__ import annotations
 
 import json
+import math
 import os
+import stat
 import sys
 import threading
 import time
@@ -18,13 +20,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from lockgate.core.errors import LockgateError
+from lockgate.core.errors import LockgateError, StepFailedError
 from lockgate.derive.api import Advance, Work
 from lockgate.derive.find import find_step
+from lockgate.host import trees
 from lockgate.store.durable import sync_folder, write_durably
 
 RESULT = "result.json"
 _EVERY_S = 0.1
+_DEEPEST = 100
+_MOST_METRICS = 1000
+_NAME = 200
+_ODD = (
+    (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)  # fmt: skip
 
 
 def main() -> int:
@@ -62,9 +72,50 @@ def _run(asked: Mapping[str, Any], folder: Path, teller: Teller) -> dict[str, fl
         report=teller.report,
         log=teller.log,
     )
-    metrics = {name: float(value) for name, value in step.run(work).items()}
+    metrics = _checked(step.name, step.run(work))
+    _check_output(step.name, work.out)
     sync_tree(work.out)
     return metrics
+
+
+def _checked(step: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics; raises StepFailedError for what can't be kept as a number by a name."""
+    if len(metrics) > _MOST_METRICS:
+        raise StepFailedError(
+            f"{step} gave {len(metrics)} metrics, at most {_MOST_METRICS} are kept",
+            hint="write the rest into a file of the version",
+        )
+    for name, value in metrics.items():
+        if not name.isprintable() or not 0 < len(name) <= _NAME:
+            raise StepFailedError(
+                f"{step} gave a metric with the name {ascii(name)[:_NAME]}",
+                hint=f"a name has 1 to {_NAME} printable characters",
+            )
+        if not math.isfinite(value):
+            raise StepFailedError(
+                f"{step} gave a metric that is no number: {name!r} is {value}",
+                hint="did it diverge? what makes a version ends with finite metrics",
+            )
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _check_output(step: str, out: Path) -> None:
+    """Raises StepFailedError for what can't be part of a version: pipes, devices, great depth."""
+    if out.is_symlink() or not out.is_dir():
+        raise StepFailedError(
+            f"{step} put something else in the place of its output folder",
+            hint="what it makes belongs into the folder that is there",
+        )
+    for depth, entry in trees.walk(out):
+        name = ascii(os.path.relpath(entry.path, out))[:_NAME]
+        if depth > _DEEPEST:
+            raise StepFailedError(f"{step} left folders more than {_DEEPEST} folders deep")
+        mode = entry.stat(follow_symlinks=False).st_mode
+        for test, kind in _ODD:
+            if test(mode):
+                raise StepFailedError(
+                    f"{step} left {kind} in its output: {name}", hint="a version is made of files"
+                )
 
 
 def _unforeseen(step: str, error: Exception) -> dict[str, object]:
@@ -72,7 +123,7 @@ def _unforeseen(step: str, error: Exception) -> dict[str, object]:
         return {"code": "usage", "message": f"{step} ran out of memory", "hint": None}
     text = str(error).strip().splitlines()
     said = f"{type(error).__name__}: {text[0][:500] if text else ''}"
-    return {"code": "error", "message": f"{step} failed: {said}", "hint": "its log says where"}
+    return {"code": "error", "message": f"{step} failed: {said}", "hint": None}
 
 
 def sync_tree(folder: Path) -> None:
@@ -109,7 +160,8 @@ class Teller:
                      "metrics": dict(advance.metrics or {})})  # fmt: skip
 
     def log(self, line: str) -> None:
-        """Keeps a line for people."""
+        """Keeps a line for people, in the log too."""
+        sys.stderr.write(line + "\n")
         self._write({"log": line})
 
     def _write(self, body: Mapping[str, Any]) -> None:

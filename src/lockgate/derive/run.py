@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from lockgate.derive.child import RESULT
 from lockgate.derive.find import check_parameters, find_step
 from lockgate.derive.recipe import Given, Recipe, make_recipe
 from lockgate.derive.work import Ran, Workplace
+from lockgate.host import trees
 from lockgate.host.jobs.api import Limits
 from lockgate.registry.environment import build_environment, key_packages
 from lockgate.registry.publish import Shelf, publish
@@ -179,7 +179,7 @@ def derive(task: Task, site: Site, place: Workplace) -> Made:
             ran = place.run(task.recipe, task.parameters, folder, task.limits, task.outside)
             known = _publish(task, ran, site, place)
         (folder / RESULT).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        trees.remove(folder)
         return known
 
 

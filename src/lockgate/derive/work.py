@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from lockgate.derive.api import Advance, Outside
 from lockgate.derive.child import RESULT
 from lockgate.derive.connections import connections, hidden, secrets_in
 from lockgate.derive.recipe import Recipe
+from lockgate.host import trees
 from lockgate.host.detached import Lock
 from lockgate.host.jobs.api import Ended, Job, Jobs, Limits
 from lockgate.host.jobs.local import LOG
@@ -119,18 +119,31 @@ class Workplace:
             took = {"seconds": ended.seconds, "peak_bytes": ended.peak_bytes}
             if ended.outcome != "done" and not (folder / RESULT).exists():
                 raise self._stopped(recipe, ended, folder, secrets)
-        result = json.loads((folder / RESULT).read_text("utf-8"))
-        if "error" in result:
-            (folder / RESULT).unlink()
-            error = result["error"]
-            kind = error_class(error["code"])
-            failed = kind if kind.code != "error" else StepFailedError
-            hint = hidden(error["hint"] or f"its log: {folder / LOG}", secrets)
-            raise failed(hidden(error["message"], secrets), hint=hint)
-        return Ran(
-            out=folder / "out", metrics=result["metrics"], log=hidden(_said(folder), secrets),
-            **took,
-        )  # fmt: skip
+        metrics = self._result(recipe, folder, secrets)
+        return Ran(out=folder / "out", metrics=metrics, log=hidden(_said(folder), secrets), **took)
+
+    def _result(self, recipe: Recipe, folder: Path, secrets: Sequence[str]) -> Mapping[str, float]:
+        """Returns the metrics that a step ended with; raises the error that it ended with."""
+        try:
+            result = json.loads((folder / RESULT).read_text("utf-8"))
+            if "metrics" in result:
+                return {str(name): float(value) for name, value in result["metrics"].items()}
+            code, message, hint = (result["error"][key] for key in ("code", "message", "hint"))
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            (folder / RESULT).unlink(missing_ok=True)
+            raise StepFailedError(
+                f"what {recipe.step} left as its result can't be read",
+                hint=f"its log: {folder / LOG}",
+            ) from error
+        (folder / RESULT).unlink()
+        kind = error_class(code)
+        failed = kind if kind.code != "error" else StepFailedError
+        last = _said(folder).strip().splitlines()[-1:] if kind is StepFailedError else []
+        said = f"; the last it said: {last[0][:300]}" if last and not hint else ""
+        raise failed(
+            hidden(f"{message}{said}", secrets),
+            hint=hidden(hint or f"its log: {folder / LOG}", secrets),
+        )
 
     def _run_job(
         self, recipe: Recipe, parameters: Mapping[str, Any], folder: Path, limits: Limits,
@@ -141,14 +154,13 @@ class Workplace:
         inputs: dict[str, list[str]] = {}
         for given in recipe.inputs:
             inputs.setdefault(given.name, []).append(str(self.input(given.digest)))
-        shutil.rmtree(folder / "out", ignore_errors=True)
+        trees.remove(folder / "out")
         for name in ("out", "scratch", "tmp"):
             (folder / name).mkdir(exist_ok=True)
         (folder / LOG).unlink(missing_ok=True)
         asked = {"step": recipe.step, "parameters": parameters, "seed": recipe.seed,
                  "inputs": inputs}  # fmt: skip
         write_durably(folder / "job.json", json.dumps(asked).encode(), folder)
-        before = {path: _stamps(Path(path)) for paths in inputs.values() for path in paths}
         job = Job(
             name=f"{recipe.step} {hex_of(recipe.digest)[:12]}",
             argv=(sys.executable, "-m", "lockgate.derive.child", str(folder / "job.json")),
@@ -159,9 +171,10 @@ class Workplace:
         ended = self.jobs.run(
             job, lambda line: self._hear(recipe.step, hidden(line, secrets)), self.cancelled
         )
-        changed = [path for path, stamps in before.items() if _stamps(Path(path)) != stamps]
+        restored = [Path(path) for paths in inputs.values() for path in paths]
+        changed = [path for path in restored if not _untouched(path)]
         for path in changed:
-            shutil.rmtree(path, ignore_errors=True)
+            trees.remove(path)
         if changed:
             (folder / RESULT).unlink(missing_ok=True)
             raise StepFailedError(
@@ -180,16 +193,16 @@ class Workplace:
                 done=float(said["done"]), total=float(said["total"]), unit=str(said["unit"]),
                 metrics=dict(said["metrics"]),
             )  # fmt: skip
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return
         self.hear(Heard(step=step, advance=advance))
 
     def _stopped(
         self, recipe: Recipe, ended: Ended, folder: Path, secrets: Sequence[str]
     ) -> StepFailedError:
-        shutil.rmtree(folder / "out", ignore_errors=True)
+        trees.remove(folder / "out")
         if ended.outcome in ("disk", "processes"):
-            shutil.rmtree(folder, ignore_errors=True)
+            trees.remove(folder)
         last = hidden(ended.log, secrets).strip().splitlines()
         said = f"; the last it said: {last[-1][:300]}" if last else ""
         taken = f" (it had taken {size(ended.peak_bytes)})" if ended.outcome == "timeout" else ""
@@ -199,8 +212,10 @@ class Workplace:
         )
 
     def input(self, digest: str) -> Path:
-        """Returns the folder of an input, restored if it is not here."""
+        """Returns the folder of an input, restored if it is not here, or not as it was restored."""
         folder = self.folder / "inputs" / hex_of(Digest(digest))[:32]
+        if folder.exists() and not _untouched(folder):
+            trees.remove(folder)
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             manifest = parse(bytes(self.objects.get(Digest(digest))))
@@ -209,6 +224,7 @@ class Workplace:
             except (ConflictError, PermanentError):
                 if not folder.exists():  # another run beside this one was not faster
                     raise
+            write_durably(_stamps_of(folder), _stamps(folder), folder.parent)
         return folder
 
     def environment(self, folder: Path, threads: int) -> dict[str, str]:
@@ -225,7 +241,7 @@ class Workplace:
     def tidy(self) -> None:
         """Removes the restored inputs, unless another run beside this one may need them."""
         if not any(self.folder.glob("*/job.json")):
-            shutil.rmtree(self.folder / "inputs", ignore_errors=True)
+            trees.remove(self.folder / "inputs")
 
 
 def _said(folder: Path) -> str:
@@ -235,14 +251,26 @@ def _said(folder: Path) -> str:
         return ""
 
 
-Stamp = tuple[str, int, int, int]
+def _stamps(folder: Path) -> bytes:
+    """Returns what tells whether files below `folder` were changed.
+
+    The time of the last change of a file's inode is in it: a program can't set that back.
+    """
+    found = []
+    for _, entry in trees.walk(folder):
+        about = entry.stat(follow_symlinks=False)
+        if not entry.is_dir(follow_symlinks=False):
+            found.append([entry.path, about.st_size, about.st_ctime_ns, about.st_ino])
+    return json.dumps(sorted(found)).encode()
 
 
-def _stamps(folder: Path) -> set[Stamp]:
-    """Returns what tells whether files below `folder` were changed."""
-    found: set[Stamp] = set()
-    for root, _, names in os.walk(folder):
-        for name in names:
-            about = os.lstat(f"{root}/{name}")
-            found.add((f"{root}/{name}", about.st_size, about.st_mtime_ns, about.st_ino))
-    return found
+def _stamps_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def _untouched(folder: Path) -> bool:
+    """Returns whether a restored input is as it was restored, as far as is known."""
+    try:
+        return _stamps_of(folder).read_bytes() == _stamps(folder)
+    except FileNotFoundError:
+        return True  # it was restored this moment, beside us

@@ -142,7 +142,7 @@ def test_a_wrong_file_is_refused(text: str, said: str) -> None:
 
 POINTS = [
     (lockgate.derive.work, "write_durably"), (lockgate.derive.work, "restore"),
-    (lockgate.derive.work.shutil, "rmtree"), (lockgate.derive.run, "publish"),
+    (lockgate.derive.work.trees, "remove"), (lockgate.derive.run, "publish"),
     (lockgate.derive.work.Workplace, "run"), (LocalJobs, "run"),
 ]  # fmt: skip
 

@@ -117,9 +117,9 @@ def test_a_published_version_has_no_recipe(home: Home) -> None:
 
 
 def test_a_step_that_fails_says_so_and_leaves_no_version(home: Home) -> None:
-    with pytest.raises(UsageError, match="exit code 1"):
+    with pytest.raises(StepFailedError, match="exit code 1"):
         run(home, text="print('half', flush=True); raise SystemExit('no data')")
-    with pytest.raises(UsageError, match="wrote nothing"):
+    with pytest.raises(StepFailedError, match="wrote nothing"):
         run(home, text="pass")
     assert MODEL not in home.registry.models()
 
@@ -132,7 +132,7 @@ def test_a_failed_step_goes_on_where_it_was(home: Home) -> None:
         "    if at == 2 and not (scratch / 'ok').exists():\n"
         "        (scratch / 'ok').touch(); sys.exit(3)\n    print(json",
     )
-    with pytest.raises(UsageError, match="exit code 3"):
+    with pytest.raises(StepFailedError, match="exit code 3"):
         run(home, text=broken)
     run(home, text=broken)
     assert home.read(MODEL, "v1") == 6

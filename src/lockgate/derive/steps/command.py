@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lockgate.core.errors import UsageError
+from lockgate.core.errors import StepFailedError, UsageError
 from lockgate.derive.api import Advance, Input, Metrics, Work
+
+_LINE = 1 << 20  # bytes; what a longer line has behind them is left out
 
 
 class CommandParameters(BaseModel):
@@ -48,7 +52,10 @@ class Command:
     deterministic = False
 
     def run(self, work: Work) -> Metrics:
-        """Runs it in the scratch folder; raises UsageError when it fails or leaves nothing."""
+        """Runs it in the scratch folder.
+
+        Raises StepFailedError when it fails or leaves nothing, UsageError when it can't be run.
+        """
         asked: CommandParameters = work.parameters
         script = Path(asked.script)
         if not script.is_file():
@@ -61,19 +68,15 @@ class Command:
                 stdout=subprocess.PIPE,
                 env=self._environment(work),
                 cwd=work.scratch,
-                text=True,
             ) as program:
-                for line in program.stdout or ():
+                for line in _lines(program.stdout):
                     metrics.update(_heard(line, work))
         except OSError as error:
             raise UsageError(f"{argv[0]} can't be run: {error.strerror}") from error
         if program.returncode:
-            raise UsageError(
-                f"{script.name} ended with exit code {program.returncode}",
-                hint="the end of its log says why",
-            )
-        if not any(work.out.iterdir()):
-            raise UsageError(
+            raise StepFailedError(f"{script.name} {_end(program.returncode)}")
+        if work.out.is_dir() and not any(work.out.iterdir()):
+            raise StepFailedError(
                 f"{script.name} wrote nothing", hint="what it makes belongs into $LOCKGATE_OUT"
             )
         return metrics
@@ -89,6 +92,21 @@ class Command:
         return found
 
 
+def _end(code: int) -> str:
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def _lines(stream: IO[bytes] | None) -> Iterator[str]:
+    """Yields what a program prints, line by line; of a long line its first MiB."""
+    goes_on = False
+    while stream is not None and (part := stream.readline(_LINE)):
+        if not goes_on:
+            yield part.decode("utf-8", errors="replace")
+        goes_on = not part.endswith(b"\n")
+
+
 def _heard(line: str, work: Work) -> dict[str, float]:
     """Hands on a line that the program printed; returns its metrics."""
     try:
@@ -98,7 +116,7 @@ def _heard(line: str, work: Work) -> dict[str, float]:
             done=float(said.get("done", 0)), total=float(said.get("total", 0)),
             unit=str(said.get("unit", "steps")), metrics=found,
         ))  # fmt: skip
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         work.log(line.rstrip()[:2000])
         return {}
     return found

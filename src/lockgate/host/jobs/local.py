@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,8 @@ class LocalJobs:
                 finally:
                     self._let_go(warden)
                 text = report.read()
+        if not text:
+            _end_orphans(job.folder)
         return self._ended(job, text, silent, time.monotonic() - began)
 
     def _start(self, job: Job, log: int, writer: int) -> subprocess.Popen[bytes]:
@@ -121,6 +124,27 @@ class _Listener:
         self._rest = self._rest[-_LINE_MAX:]
         for line in lines:
             self._hear(line.decode("utf-8", errors="replace"))
+
+
+def _end_orphans(folder: Path) -> None:
+    """Kills what a killed warden left: processes in whose environment the job's folder stands."""
+    mark = os.fsencode(folder)
+    while found := [pid for pid in _running() if pid != os.getpid() and mark in _environment(pid)]:
+        for pid in found:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _running() -> list[int]:
+    return [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
 
 
 def memory_of(folder: Path) -> int:

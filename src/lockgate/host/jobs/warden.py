@@ -5,7 +5,7 @@
 It starts the program, adopts whatever that forks (also what was made to outlive its parent), looks
 twenty times a second at how much all of them take, and kills them all when one limit is passed, or
 when its own stdin ends: so a `kill -9` of lockgate ends the job too. The last thing it writes, as
-JSON to the descriptor `report`, is how the job ended. Linux only; nothing but the standard library.
+JSON to the descriptor `report`, is how the job ended. Linux only; it loads next to nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from lockgate.host.trees import taken_bytes
 
 _SUBREAPER, _DEATH_SIGNAL = 36, 1
 _LOOK_S = 0.05
@@ -109,7 +111,7 @@ class Watch:
         if 0 < limits["seconds"] < now - self._began:
             return "timeout", f"it took longer than {limits['seconds']:g} s"
         if limits["disk_bytes"] and now >= self._next_disk:
-            taken = folder_bytes(self._folder)
+            taken = taken_bytes(self._folder)
             self._next_disk = time.monotonic() + max(_DISK_LOOK_S, 10 * (time.monotonic() - now))
             if taken > limits["disk_bytes"]:
                 return "disk", f"it wrote more than {limits['disk_bytes']:,} bytes"
@@ -154,16 +156,6 @@ def proportional(pid: int) -> int:
     except (OSError, IndexError, ValueError):
         return 0
     return resident(pid)
-
-
-def folder_bytes(folder: Path) -> int:
-    """Returns the bytes that the files below `folder` take on disk; links are not followed."""
-    taken = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                taken += os.lstat(f"{root}/{name}").st_blocks * 512
-    return taken
 
 
 def end_all() -> None:
