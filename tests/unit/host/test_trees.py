@@ -14,7 +14,7 @@ def test_a_folder_deeper_than_the_stack_is_measured_and_removed(tmp_path: Path) 
     os.chdir(top)
     try:
         for _ in range(1500):
-            os.mkdir("d")
+            Path("d").mkdir()
             os.chdir("d")
         Path("file").write_bytes(b"1" * 10_000)
     finally:
@@ -43,7 +43,7 @@ def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
 def test_what_is_no_folder_is_removed_too(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("1")
     os.mkfifo(tmp_path / "pipe")
-    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    (tmp_path / os.fsdecode(b"\xff")).mkdir()
     for path in [*tmp_path.iterdir(), tmp_path / "nobody"]:
         trees.remove(path)
     assert list(tmp_path.iterdir()) == []
