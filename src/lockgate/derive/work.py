@@ -218,12 +218,14 @@ class Workplace:
             trees.remove(folder)
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
+            _stamps_of(folder).unlink(missing_ok=True)
             manifest = parse(bytes(self.objects.get(Digest(digest))))
             try:
                 restore(manifest, folder, self.objects, self.report)
             except (ConflictError, PermanentError):
                 if not folder.exists():  # another run beside this one was not faster
                     raise
+        if not _stamps_of(folder).exists():
             write_durably(_stamps_of(folder), _stamps(folder), folder.parent)
         return folder
 

@@ -153,6 +153,7 @@ class Sender:
         self.sent: list[Digest] = []
         self._objects = objects
         self._plan = plan
+        self._size = plan.size  # asked for with every file
         self._bases = bases
         self._report = report
         self._lock = threading.Lock()
@@ -248,7 +249,7 @@ class Sender:
                 Progress(
                     phase="store",
                     done_bytes=self._done,
-                    total_bytes=self._plan.size,
+                    total_bytes=self._size,
                     done_files=self._files,
                     total_files=len(self._plan.files),
                     new_bytes=self._new,

@@ -16,6 +16,8 @@ from lockgate.store.api import Artifact
 from lockgate.store.formats.spans import TensorSpan
 from lockgate.store.split import FilePlan, cuts, look_elsewhere, plan_file
 
+_DEEPEST = 100
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderPlan:
@@ -34,7 +36,8 @@ def scan(folder: Path, exclude: Sequence[str] = ()) -> FolderPlan:
     """Returns the plan of `folder` without what matches a pattern of `exclude`.
 
     A link to a file inside the folder is taken as that file. Raises NotFoundError for no folder,
-    UsageError for a link out of it, a name that is not Unicode, a device, or nothing to publish;
+    UsageError for a link out of it, a name that is not Unicode, a device, folders more than a
+    hundred deep, or nothing to publish;
     IntegrityError for a corrupt safetensors or GGUF file. Each names the file.
     """
     if not folder.exists():
@@ -60,7 +63,14 @@ def scan(folder: Path, exclude: Sequence[str] = ()) -> FolderPlan:
     return FolderPlan(files=tuple(files), folders=tuple(folders))
 
 
-def _walk(folder: Path, root: Path, exclude: tuple[str, ...]) -> Iterator[tuple[str, Path | None]]:
+def _walk(
+    folder: Path, root: Path, exclude: tuple[str, ...], depth: int = 1
+) -> Iterator[tuple[str, Path | None]]:
+    if depth > _DEEPEST:
+        raise UsageError(
+            f"{root} has folders more than {_DEEPEST} folders deep",
+            hint="is it a loop of copies? leave it out with --exclude",
+        )
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -72,7 +82,7 @@ def _walk(folder: Path, root: Path, exclude: tuple[str, ...]) -> Iterator[tuple[
         if any(fnmatch(path, pattern) or fnmatch(entry.name, pattern) for pattern in exclude):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name, root, exclude)
+            yield from _walk(folder / entry.name, root, exclude, depth + 1)
         else:
             yield path, _file(folder / entry.name, path, root)
 

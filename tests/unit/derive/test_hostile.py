@@ -133,6 +133,15 @@ def test_an_input_that_was_changed_behind_its_time_is_noticed(home: Home) -> Non
     assert home.read(MODEL, "v2") == 10
 
 
+def test_an_input_that_lost_its_stamps_gets_new_ones(home: Home) -> None:
+    home.publish(sum=10)
+    run(home, READ, base=True)
+    (stamps,) = (home.folder / "derive" / "inputs").glob("*.json")
+    stamps.unlink()
+    with pytest.raises(StepFailedError, match="changed files of its inputs"):
+        run(home, TOUCH, base=True)
+
+
 def test_an_input_that_a_killed_step_had_changed_is_restored_anew(home: Home) -> None:
     home.publish(sum=10)
     run(home, READ, base=True)  # restores the input, which stays while somebody needs it

@@ -32,6 +32,7 @@ from lockgate.registry import compare
 from lockgate.registry.manifest import encode, parse
 from lockgate.registry.publish import publish
 from lockgate.registry.restore import restore, verify
+from lockgate.registry.scan import FolderPlan
 from lockgate.registry.service import Details, Published, Registry
 from lockgate.store.api import Progress
 from lockgate.store.blobs.local import LocalBlobs
@@ -135,6 +136,33 @@ def test_thousands_of_small_files_come_back(world: World) -> None:
     version = world.publish().version
     restore(world.registry.manifest(version.digest), world.tmp / "out", world.objects)
     assert tree(world.tmp / "out") == tree(world.folder)
+
+
+def test_progress_costs_the_same_for_every_file(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, asked = FolderPlan.size.fget, 0
+
+    def counted(plan: FolderPlan) -> int:
+        nonlocal asked
+        asked += 1
+        return size(plan)  # type: ignore[misc]
+
+    monkeypatch.setattr(FolderPlan, "size", property(counted))
+    world.write({f"f{i}": b"" for i in range(200)})
+    told: list[int] = []
+    world.publish(report=lambda progress: told.append(progress.done_files))
+    assert told[-1] == 200
+    assert asked < 10  # each goes through all files
+
+
+def test_a_folder_without_an_end_is_refused(world: World) -> None:
+    world.write({"/".join("d" * 100) + "/f": b"1"})
+    with pytest.raises(UsageError, match="more than 100 folders deep"):
+        world.publish()
+    (world.folder / "d").rename(world.folder / "e")
+    world.write({"/".join("d" * 99) + "/f": b"1"})
+    world.publish(exclude=["e"])
 
 
 def test_a_huge_header_comes_back(world: World) -> None:
@@ -437,6 +465,7 @@ from pathlib import Path
 from lockgate.core.clock import SystemClock
 from lockgate.ledger.sqlite import SqliteLedger
 from lockgate.registry.publish import publish
+from lockgate.registry.scan import FolderPlan
 from lockgate.registry.service import Details, Registry
 from lockgate.store.blobs.local import LocalBlobs
 from lockgate.store.packs import PackStore
