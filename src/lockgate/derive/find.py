@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any, cast
 
@@ -66,6 +67,8 @@ def check_parameters(
     Raises SpecError with every mistake, each below the path `where`.
     """
     hint = f"lockgate steps {step.name} describes them"
+    if odd := list(_odd(given, where)):
+        raise SpecError(odd, hint=hint)
     try:
         made = step.parameters.model_validate(given)
     except ValidationError as error:
@@ -75,3 +78,18 @@ def check_parameters(
         ]
         raise SpecError(problems, hint=hint) from error
     return cast("dict[str, Any]", made.model_dump(mode="json", exclude_defaults=True))
+
+
+def _odd(value: Any, where: tuple[str, ...]) -> Iterator[Problem]:
+    """Yields what JSON, and so a recipe, can't hold: NaN, infinities, halves of characters."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _odd(name, where)
+            yield from _odd(inner, (*where, str(name)))
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            yield from _odd(inner, (*where, str(place)))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Problem(path=".".join(where), message=f"{value} is no number that a recipe can hold")
+    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        yield Problem(path=ascii(".".join(where))[1:-1], message=f"{value!a} is not Unicode")

@@ -130,6 +130,10 @@ def make_task(
     asked = {**given}
     if isinstance(given.get("script"), str):
         asked["script"] = str(Path(given["script"]).resolve())
+        if not Path(asked["script"]).is_file():
+            raise UsageError(
+                f"there is no file {asked['script']}", hint="a script is named as seen from here"
+            )
         given["script"] = Path(given["script"]).name  # its content is part of the code's digest
     recipe = make_recipe(step, given, taken, script=asked.get("script"), seed=seed, threads=threads)
     return Task(

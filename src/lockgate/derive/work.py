@@ -112,7 +112,7 @@ class Workplace:
         outside = outside or Outside()
         secrets = secrets_in(outside.connections)
         took: dict[str, Any] = {"seconds": 0.0, "peak_bytes": 0}
-        if not outside.pinned:
+        if not outside.pinned or not _went_well(folder):
             (folder / RESULT).unlink(missing_ok=True)
         if not (folder / RESULT).exists():
             ended = self._run_job(recipe, parameters, folder, limits, outside)
@@ -244,6 +244,17 @@ class Workplace:
         """Removes the restored inputs, unless another run beside this one may need them."""
         if not any(self.folder.glob("*/job.json")):
             trees.remove(self.folder / "inputs")
+
+
+def _went_well(folder: Path) -> bool:
+    """Returns whether a run that nobody heard the end of made something.
+
+    An error of such a run is not believed: it may be that nobody listened.
+    """
+    try:
+        return "metrics" in json.loads((folder / RESULT).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _said(folder: Path) -> str:

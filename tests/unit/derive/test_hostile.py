@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from lockgate.core.errors import LockgateError, NotFoundError, StepFailedError
+from lockgate.core.digests import hex_of
+from lockgate.core.errors import (
+    LockgateError,
+    NotFoundError,
+    SpecError,
+    StepFailedError,
+    UsageError,
+)
 from lockgate.derive.run import Made, derive, make_task
 from lockgate.host.jobs.api import Limits
 
@@ -115,6 +122,15 @@ def test_a_result_that_is_none_is_no_fault_of_lockgate(home: Home, text: str) ->
     refused(home, forged)
 
 
+def test_an_error_that_nobody_heard_is_not_believed(home: Home) -> None:
+    given = {"script": home.script(HEAD)}
+    task = make_task("command", {}, given, to=MODEL)
+    with home.place.claim(hex_of(task.recipe.digest)[:32]) as folder:
+        error = {"code": "error", "message": "command failed: BrokenPipeError", "hint": None}
+        (folder / "result.json").write_text(json.dumps({"error": error}))
+    assert derive(task, home.site, home.place).version.number == 1
+
+
 TOUCH = """
 path = pathlib.Path(os.environ["LOCKGATE_INPUT_BASE"]) / "sum.json"
 before = path.stat()
@@ -170,6 +186,23 @@ time.sleep(600)
     except OSError:
         return
     assert state == "Z"
+
+
+ODD = [({"a": float("nan")}, "settings.a: nan"), ({"a": ["\ud800"]}, "settings.a.0: '.ud800'")]
+
+
+@pytest.mark.parametrize(("settings", "said"), ODD, ids=["NaN", "half a character"])
+def test_what_no_recipe_can_hold_is_refused(
+    home: Home, settings: dict[str, object], said: str
+) -> None:
+    given = {"script": home.script(), "settings": settings}
+    with pytest.raises(SpecError, match=said):
+        make_task("command", {}, given, to=MODEL)
+
+
+def test_a_script_that_is_not_there_is_refused_before_anything_runs(home: Home) -> None:
+    with pytest.raises(UsageError, match="there is no file"):
+        make_task("command", {}, {"script": str(home.folder / "nobody.py")}, to=MODEL)
 
 
 def test_a_progress_that_is_none_does_not_stop_who_listens(home: Home) -> None:

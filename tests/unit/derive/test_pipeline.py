@@ -123,6 +123,12 @@ stages:
         assert part in said
 
 
+SEARCH = """
+pipeline: x
+stages: {a: {step: c, to: a/b, search: {over: {x: %s}, goal: {loss: minimize}}}}
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -133,6 +139,9 @@ stages:
         ("pipeline: x\nstages: {}", "stages"),
         ("pipeline: x\nstages: {a: {step: c, to: a/b, limits: {memory: lots}}}", "not a size"),
         ("pipeline: X!\nstages: {a: {step: c, to: a/b}}", "pipeline"),
+        (SEARCH % "{low: -1.0e308, high: 1.0e308}", "over.x.range: 'high' - 'low' is more than"),
+        (SEARCH % "{low: 2, high: 1}", "over.x.range: 'low' is below 'high'"),
+        (SEARCH % "[]", "over.x.list: "),
     ],
 )
 def test_a_wrong_file_is_refused(text: str, said: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("optuna", reason="optuna is not installed")
 
-from lockgate.core.errors import IntegrityError, SpecError, UsageError
+from lockgate.core.errors import IntegrityError, SpecError, StepFailedError
 from lockgate.derive.pipeline import Pipeline, parse_pipeline
 from lockgate.derive.search.run import Searched, search
 from lockgate.derive.search.spec import SearchSpec
@@ -123,8 +123,13 @@ def test_failed_trials_are_told_and_left(home: Home) -> None:
     found = run(home, over=over, method="grid", trials=10)
     assert sorted(t.state for t in found.trials) == ["done", "failed", "failed"]
     assert found.front[0].parameters == {"settings.x": 0.5}
-    with pytest.raises(UsageError, match="none of 1 trials reached its end"):
+    with pytest.raises(StepFailedError, match="none of 1 trials gave a result"):
         run(home, over={"settings.x": [-2.0]}, method="grid")
+
+
+def test_a_goal_that_no_trial_has_is_told_with_those_that_there_are(home: Home) -> None:
+    with pytest.raises(StepFailedError, match="it has no coast; it gave cost"):
+        run(home, over={"settings.x": [0.5]}, method="grid", goal={"coast": "minimize"})
 
 
 def test_hopeless_trials_are_ended_early(home: Home) -> None:

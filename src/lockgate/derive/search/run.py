@@ -18,7 +18,6 @@ from lockgate.core.errors import (
     LockgateError,
     PortError,
     StepFailedError,
-    UsageError,
 )
 from lockgate.derive.recipe import Given
 from lockgate.derive.run import Made, Site, Task, derive
@@ -50,7 +49,7 @@ def search(
 
     A finished trial is recorded at once; a search that was killed goes on after it, and asks for
     the same trials as it would have. `told` gets each trial and how many there will be. Raises
-    UsageError when no trial reached its end, with the reason of the last.
+    StepFailedError when no trial reached its end, with the reason of the last.
     """
     first = task(spec.point())
     for given in first.recipe.inputs:
@@ -70,9 +69,9 @@ def search(
         (folder / CHART).write_text(chart(trials, spec), "utf-8")
         front = best(trials, spec)
         if not front:
-            raise UsageError(
-                f"none of {len(trials)} trials reached its end: {trials[-1].reason}",
-                hint="is the space too wild?",
+            raise StepFailedError(
+                f"none of {len(trials)} trials gave a result: {trials[-1].reason}",
+                hint="is the space too wild, or a goal misspelt?",
             )
         won = front[0]
         version = Given(name="", model=to, number=won.version, digest=won.digest)
@@ -140,7 +139,8 @@ def _try(one: Asked, spec: SearchSpec, task: Task, site: Site, place: Workplace)
     if all(isfinite(value) for value in values):
         return replace(trial, state="done")
     lacking = [name for name, value in zip(spec.goal, values, strict=True) if not isfinite(value)]
-    return replace(trial, values=(), reason=f"it has no {', '.join(lacking)}")
+    given = ", ".join(sorted(metrics)[:20]) or "no metric"
+    return replace(trial, values=(), reason=f"it has no {', '.join(lacking)}; it gave {given}")
 
 
 def _known_metrics(made: Made, site: Site) -> Mapping[str, float]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Method = Literal["grid", "random", "tpe", "gp", "nsga2"]
 Direction = Literal["minimize", "maximize"]
@@ -24,6 +25,8 @@ class Range(BaseModel):
     def _fits(self) -> Range:
         if not self.low < self.high:
             raise ValueError("'low' is below 'high'")
+        if not math.isfinite(self.high - self.low):
+            raise ValueError("'high' - 'low' is more than a float64 holds")
         if self.log and self.low <= 0:
             raise ValueError("'log' goes with numbers above zero")
         return self
@@ -35,6 +38,15 @@ class Range(BaseModel):
 
 
 Choices = Annotated[tuple[Plain, ...], Field(min_length=1, max_length=1000)]
+
+
+def _kind(value: Any) -> str:
+    return "range" if isinstance(value, dict | Range) else "list"
+
+
+Space = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("list")], Discriminator(_kind)
+]
 
 
 class PruneSpec(BaseModel):
@@ -56,7 +68,7 @@ class SearchSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    over: dict[str, Range | Choices] = Field(min_length=1, max_length=50)
+    over: dict[str, Space] = Field(min_length=1, max_length=50)
     goal: dict[str, Direction] = Field(min_length=1, max_length=5)
     method: Method = "tpe"
     trials: Annotated[int, Field(ge=1, le=10_000)] = 20
