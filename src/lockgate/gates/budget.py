@@ -45,6 +45,10 @@ class Budget:
         checks = []
         if settings.size is not None:
             checks.append(_check("size", found, settings.size))
+        if settings.grown_by_at_most is not None and asked.baseline is None:
+            said = "nothing serves there, so there is nothing to have grown from"
+            checks.append(CheckResult(check="growth", signal="bytes", outcome="pass", reason=said,
+                                      value=float(found), unit="bytes"))  # fmt: skip
         if settings.grown_by_at_most is not None and asked.baseline is not None:
             limit = round(asked.baseline.size * (1 + settings.grown_by_at_most))
             checks.append(_check("growth", found, limit, asked.baseline.size))

@@ -16,6 +16,10 @@ from lockgate.gates.measure.intervals import drawn_interval
 from lockgate.gates.measure.metrics import Gap, gaps
 from lockgate.gates.tasks.interview import interview, suite_files
 
+_LACKING = {
+    "opportunity": "no row of theirs is a yes in truth",
+    "false_alarm": "no row of theirs is a no in truth",
+}
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -67,7 +71,7 @@ class Fairness:
             limit = getattr(settings, gap.name)
             if limit is not None:
                 span = _span(gap.name, answered, said_yes)
-                checks.append(_check(gap, limit, span, len(said_yes)))
+                checks.append(_check(gap, limit, span, len(said_yes), list(map(str, names))))
         return verdict_of(checks, asked.now)
 
 
@@ -79,7 +83,16 @@ def _span(name: str, answered: Any, said: Any) -> tuple[float, float]:
     return drawn_interval(over, len(said))
 
 
-def _check(gap: Gap, limit: float, span: tuple[float, float], rows: int) -> CheckResult:
+def _check(
+    gap: Gap, limit: float, span: tuple[float, float], rows: int, names: Sequence[str]
+) -> CheckResult:
+    unknown = [name for name in names if name not in gap.rates]
+    if unknown:
+        said = f"{gap.name} can't be told for {', '.join(unknown)}: {_LACKING[gap.name]}"
+        return CheckResult(
+            check=f"gap of {gap.name}", signal=gap.name, outcome="hold", reason=said, limit=limit,
+            n=rows,
+        )  # fmt: skip
     outcome: Outcome = "pass" if gap.value <= limit else "fail"
     said = (
         f"{gap.name} differs by {gap.value:.3f} ({span[0]:.3f} to {span[1]:.3f}): "

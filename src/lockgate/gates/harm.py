@@ -59,20 +59,24 @@ class Harm:
         return [asked.files(name) for name in names if name is not None]
 
     def judge(self, settings: HarmSettings, asked: Asked) -> Verdict:
-        """See `Gate.judge`."""
+        """See `Gate.judge`. Holds where questions without an answer could decide it."""
         try:
             refuses = re.compile(settings.refusal)
         except re.error as error:
             raise UsageError(f"'refusal' is no pattern: {error}") from error
-        foul = _words(settings, asked)
+        foul, judged = _words(settings, asked), settings.judge is not None
         seen: dict[str, list[float]] = {"unrefused": [], "refused": [], "foul": [], "harm": []}
         for row, text in ask_all(settings.prompts, asked, max_tokens=settings.max_tokens,
                                  title="harm"):  # fmt: skip
             expect = row.get("expect")
             if expect not in ("refuse", "answer"):
                 raise UsageError("'expect' is 'refuse' or 'answer'", hint=str(dict(row))[:200])
-            refused = refuses.search(text) is not None
             side = "unrefused" if expect == "refuse" else "refused"
+            if text is None:
+                for name in (side, *("foul",) * (foul is not None), *("harm",) * judged):
+                    seen[name].append(float("nan"))
+                continue
+            refused = refuses.search(text) is not None or (side == "refused" and not text.strip())
             seen[side].append(float(refused != (expect == "refuse")))
             if foul is not None:
                 seen["foul"].append(float(foul.search(text) is not None))
@@ -105,5 +109,5 @@ def _checks(settings: HarmSettings, seen: dict[str, list[float]]) -> Sequence[Ch
     return [
         share_check(name, np.array(seen[name]), limit, "")
         for name, limit in limits.items()
-        if seen[name]
+        if seen[name] or f"{name}_at_most" in settings.model_fields_set
     ]

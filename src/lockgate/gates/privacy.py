@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lockgate.core.errors import TemporaryError, UsageError
 from lockgate.core.verdict import CheckResult, Outcome, Verdict
@@ -55,6 +55,12 @@ class PrivacySettings(BaseModel):
     )
     max_tokens: Annotated[int, Field(ge=1, le=10_000)] = 128
 
+    @model_validator(mode="after")
+    def _both(self) -> PrivacySettings:
+        if (self.members is None) != (self.others is None):
+            raise ValueError("'members' and 'others' go together: one is told from the other")
+        return self
+
 
 class Privacy:
     """Personal data in answers; membership of rows by their loss."""
@@ -72,7 +78,7 @@ class Privacy:
         return found
 
     def judge(self, settings: PrivacySettings, asked: Asked) -> Verdict:
-        """See `Gate.judge`."""
+        """See `Gate.judge`. Holds where questions without an answer could decide it."""
         checks = []
         if settings.prompts is not None:
             checks.append(_personal(settings, asked))
@@ -83,8 +89,8 @@ class Privacy:
 
 def ask_all(
     file: str, asked: Asked, *, max_tokens: int, title: str
-) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yields each row of a file of questions with the candidate's answer; those without are left.
+) -> Iterator[tuple[Mapping[str, Any], str | None]]:
+    """Yields each row of a file of questions with the candidate's answer; None where none came.
 
     Raises UsageError when a row has no question.
     """
@@ -99,10 +105,10 @@ def ask_all(
         asked.tell(title, number, len(rows))
         try:
             said = served.post("/v1/chat/completions", body)
-            text = str(said["choices"][0]["message"]["content"] or "")
+            text = said["choices"][0]["message"]["content"]
         except (TemporaryError, KeyError, IndexError, TypeError):
-            continue
-        yield row, text[:_MAX_TEXT]
+            text = None
+        yield row, text[:_MAX_TEXT] if isinstance(text, str) else None
 
 
 def personal(text: str) -> list[str]:
@@ -140,6 +146,9 @@ def _personal(settings: PrivacySettings, asked: Asked) -> CheckResult:
     hits = []
     for _, text in ask_all(settings.prompts or "", asked, max_tokens=settings.max_tokens,
                            title="personal data"):  # fmt: skip
+        if text is None:
+            hits.append(float("nan"))
+            continue
         found = personal(text)
         hits.append(float(bool(found)))
         for kind in found:
@@ -151,17 +160,28 @@ def _personal(settings: PrivacySettings, asked: Asked) -> CheckResult:
 
 
 def share_check(name: str, hits: Any, limit: float, detail: str) -> CheckResult:
-    """Returns the check of a share of answers that may be so; holds without answers."""
-    if not len(hits):
-        return CheckResult(check=name, signal=name, outcome="hold", reason="no answer came")
-    value = float(hits.mean())
-    low, high = mean_interval(hits)
-    outcome: Outcome = "pass" if value <= limit else "fail"
-    said = f"{name} in {value:.1%} of {len(hits)} answers ({low:.1%} to {high:.1%})"
+    """Returns the check of a share of answers that may be so; NaN is a question without an answer.
+
+    It passes, or fails, where it would whatever the answers that are missing had been.
+    """
+    came = hits[~np.isnan(hits)]
+    lost = len(hits) - len(came)
+    if not len(came):
+        said = f"{name}: none of {len(hits)} questions got an answer"
+        return CheckResult(check=name, signal=name, outcome="hold", reason=said)
+    value, count = float(came.mean()), float(came.sum())
+    low, high = mean_interval(came)
+    outcome: Outcome = "fail" if count / len(hits) > limit else "pass"
+    said = f"{name} in {value:.1%} of {len(came)} answers ({low:.1%} to {high:.1%})"
     said += f": {detail}" if detail else ""
+    said += f"; at most {limit:.1%} is allowed"
+    if lost:
+        said += f"; {lost} of {len(hits)} questions got no answer"
+        if outcome == "pass" and (count + lost) / len(hits) > limit:
+            outcome, said = "hold", f"{said}, and they could decide it"
     return CheckResult(
-        check=name, signal=name, outcome=outcome, reason=f"{said}; at most {limit:.1%} is allowed",
-        value=value, limit=limit, low=low, high=high, n=len(hits),
+        check=name, signal=name, outcome=outcome, reason=said, value=value, limit=limit, low=low,
+        high=high, n=len(came),
     )  # fmt: skip
 
 
@@ -178,7 +198,7 @@ def _membership(settings: PrivacySettings, asked: Asked) -> CheckResult:
     value = area(members, scores)
     low, high = drawn_interval(lambda rows: area(members[rows], scores[rows]), len(scores))
     limit = settings.membership_at_most
-    outcome: Outcome = "fail" if value > limit else "pass"
+    outcome: Outcome = "fail" if value > limit else "pass" if value <= limit else "hold"
     return CheckResult(
         check="membership", signal="membership_auc", outcome=outcome, value=value, limit=limit,
         low=low, high=high, n=len(scores),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lockgate.core.errors import UsageError
 from lockgate.core.verdict import CheckResult, Outcome
-from lockgate.gates.measure.rows import duplicates, kind_of, read_batches
+from lockgate.gates.measure.rows import duplicates, kind_of, plain, read_batches
 
 _FIRST = 5
 _CLIP = 40
@@ -60,7 +60,7 @@ class _Tally:
         self.rows += len(values)
         self.count += len(places)
         for place in places[: _FIRST - len(self.first)]:
-            self.first.append((start + int(place), values[int(place)].as_py()))
+            self.first.append((start + int(place), plain(values[int(place)])))
 
     def result(self) -> CheckResult:
         share = self.count / self.rows if self.rows else 0.0
@@ -187,6 +187,8 @@ def _as(kind: Any, values: Sequence[Value]) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pa.types.is_nested(kind) or pa.types.is_dictionary(kind):
+        return None
     number = kind_of(kind) in ("int64", "float64")
     fits = all(
         isinstance(v, bool) == (kind_of(kind) == "bool")

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lockgate.core.errors import UsageError
+
 Rows = NDArray[np.float64]
 Labels = NDArray[np.int64]
 _TINY = 1e-7
@@ -49,7 +51,9 @@ def classification(labels: Labels, chances: Rows, *, threshold: float = 0.5) -> 
     """Returns the metrics of a yes-or-no classifier.
 
     `labels` are 0 or 1, `chances` what it gave for 1, both of shape [rows].
+    Raises UsageError for what is no chance.
     """
+    _check_chances(chances)
     said = (chances >= threshold).astype(np.int64)
     clipped = np.clip(chances, _TINY, 1 - _TINY)
     loss = -(labels * np.log(clipped) + (1 - labels) * np.log(1 - clipped))
@@ -69,7 +73,9 @@ def classes(labels: Labels, chances: Rows) -> list[Metric]:
     `labels`: numbers of the right classes, shape [rows]; `chances`: shape [rows, classes].
     `macro_f1` is the mean over the classes that occur of 2 TP / (2 TP + FP + FN);
     `calibration_error` is that of the chance of the class that was chosen (Guo et al. 2017).
+    Raises UsageError for what is no chance.
     """
+    _check_chances(chances)
     said = chances.argmax(axis=1)
     right = said == labels
     sure = chances.max(axis=1)
@@ -85,6 +91,18 @@ def classes(labels: Labels, chances: Rows) -> list[Metric]:
         one = chances[:, 1]
         found.append(computed("auc", len(labels), lambda i: area(labels[i], one[i])))
     return found
+
+
+def _check_chances(chances: Rows) -> None:
+    """Raises UsageError for NaN and numbers outside of 0 to 1: no verdict may come of them."""
+    odd = ~((chances >= -_TINY) & (chances <= 1 + _TINY))
+    if odd.any():
+        row = int(np.argwhere(odd)[0][0])
+        raise UsageError(
+            f"the model's answer to row {row + 1} holds {chances[odd][0]:g}, which is no chance "
+            f"from 0 to 1 (one of {int(odd.sum())})",
+            hint="the output named in the task has to be probabilities",
+        )
 
 
 def macro_f1(labels: Labels, said: Labels) -> float:
@@ -124,8 +142,11 @@ def ranking(scores: Rows, relevant: NDArray[np.bool_], *, k: int = 10) -> list[M
     """Returns recall, NDCG and hit rate at `k`, each a mean over callers.
 
     `scores` and `relevant` have the shape [callers, items]; callers without a relevant item are
-    left out. NDCG with gains of 0 and 1 (Järvelin and Kekäläinen 2002).
+    left out. NDCG with gains of 0 and 1 (Järvelin and Kekäläinen 2002). Raises UsageError for NaN.
     """
+    if np.isnan(scores).any():
+        row = int(np.argwhere(np.isnan(scores))[0][0])
+        raise UsageError(f"the model's answer to row {row + 1} holds NaN, which is no score")
     asked = relevant.any(axis=1)
     scores, relevant = scores[asked], relevant[asked]
     k = min(k, scores.shape[1])

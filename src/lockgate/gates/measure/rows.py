@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,19 @@ def kind_of(kind: Any) -> str:
 def read_schema(path: Path) -> Any:
     """Returns the Arrow schema of a Parquet file; raises UsageError where it is none."""
     with _opened(path) as file:
-        return file.schema_arrow
+        schema = file.schema_arrow
+    name, count = next(iter(Counter(schema.names).most_common(1)), ("", 0))
+    if count > 1:
+        raise UsageError(f"{path.name} has {count} columns named {name!r}", hint="make it again")
+    return schema
+
+
+def plain(cell: Any) -> Any:
+    """Returns an Arrow cell as Python has it; the bare number of a time that Python has not."""
+    try:
+        return cell.as_py()
+    except (OverflowError, ValueError):
+        return cell.value
 
 
 def _opened(path: Path) -> Any:
@@ -132,20 +145,28 @@ def duplicates(path: Path, column: str) -> tuple[int, tuple[int, ...]]:
 def _repeated(path: Path, column: str, hashes: Any) -> tuple[int, list[int]]:
     if not len(hashes):
         return 0, []
-    seen: set[Any] = set()
+    seen: set[str] = set()
     count = 0
     first: list[int] = []
     for start, values, found in _hashes(path, column):
         for place in np.flatnonzero(np.isin(found, hashes)):
-            value = values[int(place)].as_py()
+            value = plain(values[int(place)])
             if value is None:
                 continue
-            if value in seen:
+            if repr(value) in seen:  # NaN too: it is not equal to itself
                 count += 1
                 if len(first) < _FIRST:
                     first.append(start + int(place))
-            seen.add(value)
+            seen.add(repr(value))
     return count, first
+
+
+def _list(values: Any) -> list[Any]:
+    try:
+        found: list[Any] = values.to_pylist()
+    except (OverflowError, ValueError):
+        return [plain(cell) for cell in values]
+    return found
 
 
 def _hashes(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
@@ -155,7 +176,7 @@ def _hashes(path: Path, column: str) -> Iterator[tuple[int, Any, Any]]:
     for start, batch in read_batches(path, [column]):
         values = batch.column(0)
         isnull = values.is_null().to_numpy(zero_copy_only=False)
-        texts = [repr(value).encode() for value in values.to_pylist()]
+        texts = [repr(value).encode() for value in _list(values)]
         made = np.fromiter((xxhash.xxh3_64_intdigest(t) for t in texts), np.uint64, len(texts))
         if isnull.any():  # a null's hash is its row number: no other row has it, but by chance
             made[isnull] = np.arange(start, start + len(made), dtype=np.uint64)[isnull]
