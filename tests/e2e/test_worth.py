@@ -134,7 +134,7 @@ def test_a_script_of_ones_own_is_a_step(site: Site) -> None:
     site.run("restore", "acme/counts", "v1", str(site.folder / "out"))
     assert Path(site.folder / "out" / "count.json").read_text() == "120"
     script.write_text("raise SystemExit('no')")
-    site.run("derive", "command", "--with", "script=count.py", "--to", "acme/counts", code=2)
+    site.run("derive", "command", "--with", "script=count.py", "--to", "acme/counts", code=14)
     script.write_text("import time\nwhile True: time.sleep(1)")
     site.run("derive", "command", "--with", "script=count.py", "--to", "acme/counts",
              "--silent", "1s", code=14)  # fmt: skip
