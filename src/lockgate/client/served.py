@@ -106,7 +106,7 @@ class Replicas:
 
     def __init__(self, place: Workplace) -> None:
         self._place = place
-        self._running: dict[str, Replica | Elsewhere] = {}
+        self._running: dict[tuple[str, str | None], Replica | Elsewhere] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +117,7 @@ class Replicas:
 
     def serve(self, subject: Subject) -> Replica | Elsewhere:
         """Returns the version's replica, started if it does not run yet."""
-        key = f"{subject.digest} {subject.at or ''}"
+        key = subject.asked_at
         if key not in self._running:
             self._running[key] = self._start(subject) if subject.at is None else self._find(subject)
         return self._running[key]

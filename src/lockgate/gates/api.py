@@ -30,6 +30,11 @@ class Subject:
     def __str__(self) -> str:
         return f"{self.model}:v{self.number}"
 
+    @property
+    def asked_at(self) -> tuple[str, str | None]:
+        """What is asked, and where: the same answers the same."""
+        return self.digest, self.at
+
 
 class Served(Protocol):
     """A version that answers: a replica of its own, on its real runtime, or one at an address."""
@@ -85,7 +90,7 @@ class Asked:
     tell: Callable[[str, int, int], None]
     now: float
     seed: int = 0
-    answered: dict[tuple[str, str], Any] = field(default_factory=dict)
+    answered: dict[tuple[str, tuple[str, str | None]], Any] = field(default_factory=dict)
 
 
 class Gate(Protocol):

@@ -54,7 +54,7 @@ class Distil:
         def measure(held: Sequence[Row]) -> Mapping[str, float]:
             return _measure(student, teacher, held, pad)
 
-        metrics = train(work, student, learn, hold, asked.schedule, loss, pad, measure)
+        metrics = train(work, student, learn, hold, asked, loss, pad, measure)
         save_model(student, folder, work.out)
         return {**metrics, "weights": float(counts[0]), "teacher_weights": float(counts[1])}
 

@@ -56,7 +56,7 @@ class Tune:
                 return {"holdout_loss": value, "accuracy": _accuracy(model, held, pad)}
             return {"holdout_loss": value, "perplexity": perplexity(value)}
 
-        metrics = train(work, model, learn, hold, asked.schedule, loss, pad, measure)
+        metrics = train(work, model, learn, hold, asked, loss, pad, measure)
         _save(work, asked, model, layers)
         return {**metrics, "rows": float(len(learn)), "weights": float(count)}
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lockgate.core.errors import UsageError
-from lockgate.gates.api import Asked, Served, Subject
+from lockgate.gates.api import Asked, Subject
 from lockgate.gates.tasks.ask import answer, answer_outside, read_outside
 from lockgate.gates.tasks.questions import Answered, read_rows
-from lockgate.gates.tasks.specs import HarnessTask, SuiteSpec, Task, read_suite
+from lockgate.gates.tasks.specs import HarnessTask, Task, read_suite
 
 
 def suite_files(suite: str, asked: Asked) -> Sequence[Path]:
@@ -48,18 +48,16 @@ def _data(suite: Path, name: str, asked: Asked) -> Path:
 def interview(suite: str, subject: Subject, asked: Asked) -> dict[str, Answered]:
     """Returns what each task of `suite` found out of `subject`, by the task's name."""
     path = asked.files(suite)
-    spec = read_suite(path)
-    served = asked.serve(subject)
-    key = (str(path), f"{subject.digest} {subject.at or ''}")
+    key = (str(path), subject.asked_at)
     if key not in asked.answered:
-        asked.answered[key] = _interview(spec, path, subject, served, asked)
+        asked.answered[key] = _interview(path, subject, asked)
     found: dict[str, Answered] = asked.answered[key]
     return found
 
 
-def _interview(
-    spec: SuiteSpec, path: Path, subject: Subject, served: Served, asked: Asked
-) -> dict[str, Answered]:
+def _interview(path: Path, subject: Subject, asked: Asked) -> dict[str, Answered]:
+    spec = read_suite(path)
+    served = asked.serve(subject)
     found: dict[str, Answered] = {}
     for name, task in spec.tasks.items():
         title = f"{spec.suite}/{name} of {subject}"

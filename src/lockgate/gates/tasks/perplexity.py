@@ -8,6 +8,7 @@ tokenizers can be compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import log
 from typing import Any
 
@@ -19,6 +20,7 @@ from lockgate.gates.measure.metrics import computed
 from lockgate.gates.tasks.questions import Answered, Json, Tell, ask_all, check_lost, field
 from lockgate.gates.tasks.specs import PerplexityTask
 
+_PROMPTS = 256  # that are scored once, however many texts come after them
 Scored = tuple[tuple[str, ...], tuple[float | None, ...]]
 """A text's tokens, and the logarithm of each one's chance."""
 
@@ -31,16 +33,20 @@ def answer_perplexity(
     Raises UsageError for rows that do not fit, and for a server that does not score prompts.
     """
 
+    @lru_cache(_PROMPTS)
+    def lead(before: str) -> Scored:
+        return _scored(served, model, before) if before else ((), ())
+
     def ask(item: tuple[int, Json]) -> tuple[float, int, int] | None:
         number, row = item
         before = str(field(row, task.prompt, number)) if task.prompt is not None else ""
         text = str(field(row, task.text, number))
         try:
             whole = _scored(served, model, before + text)
-            lead = _scored(served, model, before) if before else ((), ())
+            counted = _surprise(whole, lead(before))
         except TemporaryError:
             return None
-        return (*_surprise(whole, lead), len(text.encode()))
+        return (*counted, len(text.encode()))
 
     found = ask_all(ask, list(enumerate(rows, 1)), tell)
     lost = sum(one is None for one in found)

@@ -4,38 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil, cos, exp, pi
+from math import ceil, exp
 from pathlib import Path
 from typing import Any
 
 from lockgate.core.errors import UsageError
 from lockgate.derive.api import Advance, Work
 from lockgate.derive.steps.tuning.rows import Row, batches, padded
+from lockgate.derive.steps.tuning.settings import Training
 from lockgate.store.durable import sync_folder
 
 Loss = Callable[[Any, Any, Any], Any]
 """(ids, mask, labels) → the loss of a batch, a scalar tensor."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """How long and how fast. `warm_up` is a share of all steps; then a cosine down to a tenth."""
-
-    epochs: int
-    batch: int
-    learning_rate: float
-    weight_decay: float
-    warm_up: float
-    keep_every: int
-
-    def rate(self, step: int, steps: int) -> float:
-        """Returns the learning rate of `step`."""
-        first = max(1, round(self.warm_up * steps))
-        if step < first:
-            return self.learning_rate * (step + 1) / first
-        far = (step - first) / max(1, steps - first)
-        return self.learning_rate * (0.1 + 0.45 * (1 + cos(pi * far)))
 
 
 def settle(seed: int) -> None:
@@ -48,7 +28,7 @@ def settle(seed: int) -> None:
 
 
 def train(
-    work: Work, model: Any, rows: Sequence[Row], held: Sequence[Row], schedule: Schedule,
+    work: Work, model: Any, rows: Sequence[Row], held: Sequence[Row], asked: Training,
     loss: Loss, pad: int, measure: Callable[[Sequence[Row]], Mapping[str, float]],
 ) -> Mapping[str, float]:  # fmt: skip
     """Trains what in `model` wants a gradient; returns the last metrics.
@@ -62,20 +42,20 @@ def train(
         raise UsageError("there are no rows to learn from", hint="is the share held out too large?")
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        learned, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, foreach=False
+        learned, lr=asked.learning_rate, weight_decay=asked.weight_decay, foreach=False
     )
-    an_epoch = ceil(len(rows) / schedule.batch)
-    steps = an_epoch * schedule.epochs
+    an_epoch = ceil(len(rows) / asked.batch)
+    steps = an_epoch * asked.epochs
     file = work.scratch / "state.pt"
     done, total, metrics = _resume(file, learned, optimizer, work)
     model.train()
     while done < steps:
         epoch, within = divmod(done, an_epoch)
-        for number, batch in enumerate(batches(rows, schedule.batch, work.seed, epoch)):
+        for number, batch in enumerate(batches(rows, asked.batch, work.seed, epoch)):
             if number < within:
                 continue
             for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(done, steps)
+                group["lr"] = asked.rate(done, steps)
             value = loss(*padded(batch, pad))
             if not torch.isfinite(value):
                 raise UsageError(
@@ -88,7 +68,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             total, done = total + float(value.detach()), done + 1
             work.report(Advance(done=done, total=steps))
-            if done % schedule.keep_every == 0 and done < steps and done % an_epoch:
+            if done % asked.keep_every == 0 and done < steps and done % an_epoch:
                 _keep(file, done, total, metrics, learned, optimizer)
         metrics = {"loss": total / an_epoch, **_measured(model, held, measure)}
         total = 0.0

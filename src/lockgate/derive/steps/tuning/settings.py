@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from math import cos, pi
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from lockgate.core.errors import UsageError
 from lockgate.derive.steps.data.ingest import need_pyarrow
 from lockgate.derive.steps.data.rows import FILE, read_file
-from lockgate.derive.steps.tuning.loop import Schedule
 from lockgate.derive.steps.tuning.rows import split
 
 TRAIN, HELD = "train.parquet", "validation.parquet"
@@ -50,13 +50,13 @@ class Training(BaseModel):
         default=200, description="steps after which the state is kept, to go on from"
     )
 
-    @property
-    def schedule(self) -> Schedule:
-        """How long and how fast."""
-        return Schedule(
-            epochs=self.epochs, batch=self.batch, learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay, warm_up=self.warm_up, keep_every=self.keep_every,
-        )  # fmt: skip
+    def rate(self, step: int, steps: int) -> float:
+        """Returns the learning rate of `step`: up to its height, then a cosine down to a tenth."""
+        first = max(1, round(self.warm_up * steps))
+        if step < first:
+            return self.learning_rate * (step + 1) / first
+        far = (step - first) / max(1, steps - first)
+        return self.learning_rate * (0.1 + 0.45 * (1 + cos(pi * far)))
 
 
 class TuneParameters(Training):
